@@ -1,0 +1,54 @@
+"""Every exception that nplm raises on purpose, with the exit code that the command line gives it.
+
+A message is one sentence: what, where, expected, got, what to do.
+"""
+
+
+class NplmError(Exception):
+    """Base of nplm's own exceptions; `exit_code` is what `nplm` returns to the shell."""
+
+    exit_code = 1
+
+
+class GraphError(NplmError, RuntimeError):
+    """The autograd graph was misused: a second backward, nothing recorded (torch: RuntimeError)."""
+
+
+class BackendError(NplmError, RuntimeError):
+    """Arrays of two backends met in one op, or a backend is unknown or not installed."""
+
+
+class ConfigError(NplmError, ValueError):
+    """A setting is unknown, out of range, or contradicts another one."""
+
+    exit_code = 2
+
+
+class DataError(NplmError, ValueError):
+    """A corpus, a token or a target cannot be used for training."""
+
+    exit_code = 3
+
+
+class CheckpointError(NplmError, RuntimeError):
+    """A checkpoint or a run folder is missing, damaged, or belongs to another model."""
+
+    exit_code = 3
+
+
+class NonFiniteError(NplmError, ArithmeticError):
+    """A loss or a gradient norm became NaN or infinite, so training stopped before the update."""
+
+    exit_code = 4
+
+
+class StorageError(NplmError, OSError):
+    """A file or folder could not be written: disk full, read-only, no permission."""
+
+    exit_code = 5
+
+
+class RunInUseError(NplmError, RuntimeError):
+    """Another process holds the lock of the run folder."""
+
+    exit_code = 6
