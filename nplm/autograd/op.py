@@ -1,0 +1,222 @@
+"""@op and @update: one function per operation, run on either backend and recorded.
+
+Read graph.py and tensor.py before. An op is a function `f(xp, x, y, ..., option: type)` on raw
+arrays that returns `(value, backward)`: the arrays come first and carry no annotation, options do.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from nplm.autograd.graph import Node, flags
+from nplm.autograd.tensor import Tensor
+from nplm.errors import BackendError
+
+OPS: dict[str, Op] = {}
+UPDATES: dict[str, Update] = {}
+OVERRIDES: dict[tuple[str, str], list[tuple[Callable[..., bool] | None, Callable[..., Any]]]] = {}
+_kernels_loaded: set[str] = set()
+_always_reference = os.environ.get("NPLM_REFERENCE", "0") not in ("", "0")
+
+
+def choose(name: str, xp: ModuleType, arrays: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The backend's override of `name` that accepts these arguments, or None: the reference."""
+    if flags.reference or _always_reference:
+        return None
+    if xp.name not in _kernels_loaded:  # the first dispatch to a backend loads its kernels
+        _kernels_loaded.add(xp.name)
+        if find_spec(f"nplm.backend.{xp.name}_kernels"):
+            import_module(f"nplm.backend.{xp.name}_kernels")
+    for when, kernel in OVERRIDES.get((name, xp.name), ()):
+        if when is None or when(*arrays, **options):
+            return kernel
+    return None
+
+
+def override(name: str, *, backend: str, when: Callable[..., bool] | None = None) -> Any:
+    """Replace a whole op or update on one backend: same signature, forward and backward together.
+
+    `when(*arrays, **options)` may decline; later overrides are asked first.
+    """
+
+    def register(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        if name not in OPS and name not in UPDATES:
+            raise KeyError(f"override: there is no op or update named '{name}'")
+        OVERRIDES.setdefault((name, backend), []).insert(0, (when, kernel))
+        return kernel
+
+    return register
+
+
+@contextmanager
+def reference() -> Iterator[None]:
+    """Use only the readable reference ops on this thread; `NPLM_REFERENCE=1` does so everywhere."""
+    before, flags.reference = flags.reference, True
+    try:
+        yield
+    finally:
+        flags.reference = before
+
+
+def common_namespace(name: str, tensors: list[Tensor]) -> Any:
+    """The one namespace of all tensors, or an error that says which devices met."""
+    if not tensors:
+        raise TypeError(
+            f"{name}: expected at least one nplm.Tensor; make one with nplm.tensor(...)"
+        )
+    devices = {t.device for t in tensors} if len(tensors) > 1 else ()
+    if len(devices) > 1:
+        raise BackendError(
+            f"{name}: expected all tensors on one device, got {' and '.join(sorted(devices))}; "
+            "move one with .to(device)"
+        )
+    return tensors[0].xp
+
+
+class Op:
+    """A callable that takes Tensors, runs the body on their arrays and records it.
+
+    `raw(xp, *arrays, **options)` is the body itself: no Tensors, no graph.
+    """
+
+    def __init__(self, body: Callable[..., Any], needs: bool) -> None:
+        functools.update_wrapper(self, body)
+        self.raw = body
+        self.name = body.__name__
+        self.needs = needs  # backward(dy, needs): skip what nobody wants
+        parameters = list(inspect.signature(body).parameters.values())[1:]
+        arrays = [p for p in parameters if p.annotation is p.empty]
+        self.variadic = any(p.kind is p.VAR_POSITIONAL for p in arrays)
+        self.array_names = [p.name for p in arrays]
+        self.option_names = [p.name for p in parameters[len(arrays) :]]
+        OPS[self.name] = self
+
+    def split(self, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
+        """The array arguments; positional options move into `options`."""
+        if self.variadic:
+            return args
+        n = len(self.array_names)
+        if len(args) > n:
+            options.update(zip(self.option_names, args[n:]))
+            args = args[:n]
+        elif options:  # arrays given by name
+            last = [i for i, name in enumerate(self.array_names) if name in options]
+            rest = self.array_names[len(args) : last[-1] + 1] if last else []
+            args += tuple(options.pop(name, None) for name in rest)
+        return args
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Tensors (or numbers) first, then options, as in torch."""
+        inputs = self.split(args, options)
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        xp = common_namespace(self.name, tensors)
+        arrays = tuple(self._array(x) for x in inputs)
+        needs = tuple(flags.recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        body = choose(self.name, xp, arrays, options) or self.raw
+        try:
+            with xp.quiet():
+                value, backward = body(xp, *arrays, **options)
+        except Exception as error:
+            shapes = ", ".join(str(x.shape) if isinstance(x, Tensor) else repr(x) for x in inputs)
+            error.add_note(f"in nplm op '{self.name}' with inputs {shapes} and options {options}")
+            raise
+        if backward is None or True not in needs:
+            return wrap(xp, value, None)
+        edges = tuple((x.node, x.output) if need else None for x, need in zip(inputs, needs))
+        return wrap(xp, value, self._node(xp, value, backward, edges, needs))
+
+    def _array(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return x.array
+        if x is None or (isinstance(x, bool | int | float) and not isinstance(x, np.generic)):
+            return x
+        if isinstance(x, np.generic):
+            return x.item()  # a NumPy scalar would promote float32 to float64
+        raise TypeError(
+            f"{self.name}: expected a Tensor or a number, got {type(x).__name__}: "
+            "wrap it with nplm.tensor(...)"
+        )
+
+    def _node(self, xp: Any, value: Any, backward: Any, edges: Any, needs: Any) -> Node:
+        if self.needs:
+            backward = functools.partial(_call_with_needs, backward, needs)
+
+        if not isinstance(value, tuple):
+            return Node(self.name, edges, backward)
+        like = [(v.shape, v.dtype) for v in value]  # outputs that nobody used send zeros
+        every = backward
+
+        def fill(dys: Any) -> Any:
+            dys = dys if isinstance(dys, tuple) else (dys,)  # one output arrives bare
+            some = next(dy for dy in dys if dy is not None)
+            return every(
+                tuple(xp.zeros(s, some, t) if dy is None else dy for dy, (s, t) in zip(dys, like))
+            )
+
+        return Node(self.name, edges, fill, len(value))
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """As a class attribute an op is a method: `Tensor.exp = exp`."""
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+
+def _call_with_needs(backward: Any, needs: tuple[bool, ...], dy: Any) -> Any:
+    return backward(dy, needs)
+
+
+def wrap(xp: Any, value: Any, node: Node | None) -> Any:
+    """The results of an op as Tensors that know the node which made them."""
+    if isinstance(value, tuple):
+        results = tuple(wrap(xp, v, None) for v in value)
+        for i, result in enumerate(results):
+            if node is not None and result.is_floating_point():
+                result.node, result.output = node, i
+        return results
+    result = Tensor(np.asarray(value) if isinstance(value, np.generic) else value)
+    result.node = node
+    return result
+
+
+def op(body: Callable[..., Any] | None = None, *, needs: bool = False) -> Any:
+    """Make an Op of a function that returns its value and its own backward (None: no gradient)."""
+    return Op(body, needs) if body is not None else functools.partial(Op, needs=needs)
+
+
+class Update:
+    """A callable on lists of Tensors that changes them in place: optimizers' arithmetic."""
+
+    raw: Callable[..., None]
+
+    def __init__(self, body: Callable[..., None]) -> None:
+        functools.update_wrapper(self, body)
+        self.raw = body
+        self.name = body.__name__
+        UPDATES[self.name] = self
+
+    def __call__(self, *lists: list[Tensor], **options: Any) -> None:
+        """Lists of Tensors first, then options by name."""
+        tensors = [t for group in lists for t in group if isinstance(t, Tensor)]
+        if not tensors:
+            return
+        xp = common_namespace(self.name, tensors)
+        arrays = tuple([t.array if isinstance(t, Tensor) else t for t in group] for group in lists)
+        with xp.quiet():
+            (choose(self.name, xp, arrays, options) or self.raw)(xp, *arrays, **options)
+
+
+def update(body: Callable[..., None]) -> Update:
+    """Make an Update of `f(xp, params, grads, ..., *, lr, ...)`, which writes into its arrays."""
+    return Update(body)

@@ -1,0 +1,321 @@
+"""Tensor: an array of one backend, its gradient, and where it came from.  Read graph.py before.
+
+The operators and methods that are ops (`+`, `@`, `x.sum()`, `x[...]`) are bound in `ops/__init__`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from nplm.autograd.graph import Array, Leaf, Node, flags, run_backward
+from nplm.backend import namespace_for, namespace_of
+from nplm.backend.dtypes import FLOATING, get_default_dtype
+from nplm.errors import GraphError
+
+BackwardInto = dict["Tensor", Array]
+
+
+class Tensor:
+    """An n-dimensional array that can record what is done to it.  Twin: torch.Tensor.
+
+    array           the raw NumPy array or (detached) torch tensor; written in place by optimizers
+    grad            the gradient after `backward()`, a Tensor, or None
+    node, output    what made it: output `output` of `node`; a Leaf for a leaf that wants gradients
+
+    Made by `nplm.tensor`, `nplm.zeros` ...; the constructor wraps an array without a copy.
+    """
+
+    __slots__ = ("__weakref__", "array", "grad", "hooks", "node", "output", "xp")
+    __array_ufunc__ = None  # else `ndarray * Tensor` would become an array of objects
+
+    def __init__(self, array: Array, requires_grad: bool = False) -> None:
+        self.xp: Any = namespace_of(array)
+        self.xp.dtype_of(array)  # refuses what is not supported, float16 for example
+        self.array = array if self.xp.name == "numpy" else array.detach()
+        self.grad: Tensor | None = None
+        self.node: Node | None = None
+        self.output = 0
+        self.hooks: list[Callable[[Tensor], None]] = []
+        if requires_grad:
+            self.requires_grad_()
+
+    if TYPE_CHECKING:  # bound in ops/__init__
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __add__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __pow__(self, other: Any) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __eq__(self, other: object) -> Tensor: ...  # type: ignore[override]
+        def __ne__(self, other: object) -> Tensor: ...  # type: ignore[override]
+        def __lt__(self, other: Any) -> Tensor: ...
+        def __le__(self, other: Any) -> Tensor: ...
+        def __gt__(self, other: Any) -> Tensor: ...
+        def __ge__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __getitem__(self, key: Any) -> Tensor: ...
+
+    # ---- what it is ----------------------------------------------------------
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of all axes."""
+        return tuple(self.array.shape)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return int(self.array.ndim)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """`nplm.float32` and so on: NumPy's dtype object, whatever the backend."""
+        dtype: np.dtype[Any] = self.xp.dtype_of(self.array)
+        return dtype
+
+    @property
+    def device(self) -> str:
+        """`"cpu"` (NumPy), `"torch:cpu"` or `"cuda"`."""
+        return str(self.xp.device_of(self.array))
+
+    def size(self, dim: int | None = None) -> Any:
+        """`shape`, or the size of one axis."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """The number of axes."""
+        return self.ndim
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def is_floating_point(self) -> bool:
+        """Whether it holds float32 or float64."""
+        return self.dtype in FLOATING
+
+    # ---- its place in the graph ----------------------------------------------
+    @property
+    def requires_grad(self) -> bool:
+        """Whether what is done to it is recorded."""
+        return self.node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.requires_grad_(value)
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether nothing made it that a gradient could flow back to."""
+        return self.node is None or isinstance(self.node, Leaf)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Want a gradient (or no longer).  Only leaves that hold floating numbers can."""
+        if not self.is_leaf:
+            if not requires_grad:
+                raise GraphError("requires_grad: expected a leaf, got an op's result: detach() it")
+        elif not requires_grad:
+            self.node = None
+        elif not self.is_floating_point():
+            raise GraphError(
+                f"requires_grad: expected a floating tensor, got {self.dtype}: only float32 and "
+                "float64 can have gradients; convert it with .float()"
+            )
+        elif self.node is None:
+            self.node = Leaf(weakref.ref(self))
+        return self
+
+    def detach(self) -> Tensor:
+        """The same memory, outside the graph."""
+        return Tensor(self.array)
+
+    @property
+    def data(self) -> Tensor:
+        """The same memory, outside the graph: torch's older spelling of `detach()`."""
+        return self.detach()
+
+    def backward(
+        self, gradient: Tensor | float | None = None, *, into: BackwardInto | None = None
+    ) -> None:
+        """Add d(self)/d(leaf), times `gradient`, to `.grad` of every leaf below.
+
+        `gradient` has this tensor's shape, or is a number; it may be left out for one element.
+        With `into` the gradients are added to the arrays of that dict instead, keyed by leaf
+        (missing entries are made), and no `.grad` changes: shards on threads need that.
+        """
+        if self.node is None:
+            raise GraphError(
+                "backward: this tensor was not recorded: none of its inputs requires a gradient, "
+                "or it was made under no_grad()"
+            )
+        if gradient is None and self.numel() != 1:
+            raise GraphError(
+                f"backward: expected a scalar, got shape {self.shape}: reduce it with .sum() or "
+                ".mean(), or give the gradient"
+            )
+        if isinstance(gradient, Tensor):
+            seed = gradient.array
+            if gradient.shape != self.shape or gradient.xp is not self.xp:
+                raise GraphError(
+                    f"backward: expected a gradient of shape {self.shape} on {self.device}, "
+                    f"got {gradient.shape} on {gradient.device}"
+                )
+        else:
+            seed = self.xp.full(self.shape, 1.0 if gradient is None else gradient, self.array)
+
+        def deposit(leaf: Leaf, gradient: Array) -> None:
+            tensor = leaf.owner()
+            if tensor is not None:  # else nobody is left to read it
+                tensor.accumulate(gradient, into)
+
+        with self.xp.quiet():
+            run_backward(self.node, self.output, seed, deposit)
+
+    def accumulate(self, gradient: Array, into: BackwardInto | None = None) -> None:
+        """Take a gradient that has arrived: a copy first, later ones are added to it in place."""
+        assert tuple(gradient.shape) == self.shape, (gradient.shape, self.shape)
+        if into is not None:
+            if self in into:
+                into[self] += gradient
+            else:
+                into[self] = self.xp.copy(gradient)
+        elif self.grad is None:
+            self.grad = Tensor(self._own_copy(gradient))
+        else:
+            self.grad.array += gradient
+        for hook in self.hooks:
+            hook(self)
+
+    def _own_copy(self, gradient: Array) -> Array:
+        """Memory for a first gradient; a Parameter reuses its buffer here."""
+        return self.xp.copy(gradient)
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> None:
+        """Call `hook(self)` once a backward, when the last gradient of this leaf has arrived."""
+        if self.node is None or not self.is_leaf:
+            raise GraphError("post accumulate grad hooks: expected a leaf that requires a gradient")
+        self.hooks.append(hook)
+
+    def retain_grad(self) -> None:
+        """Keep the gradient of a result of an op in `.grad` too."""
+        if self.node is None:
+            raise GraphError("retain_grad: this tensor does not require a gradient")
+        if not self.is_leaf:
+            keep = weakref.WeakMethod(self._retain)
+            self.node.hooks.append((self.output, lambda dy: (f := keep()) and f(dy)))
+
+    def _retain(self, gradient: Array) -> None:
+        self.grad = Tensor(self.xp.copy(gradient))
+
+    # ---- its values, on the host ---------------------------------------------
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array (shared memory on the CPU).  Twin: torch.Tensor.numpy."""
+        if self.requires_grad:
+            raise GraphError("numpy: the tensor requires a gradient: call .detach().numpy()")
+        return self.__array__()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.xp.to_numpy(self.array), dtype=dtype, copy=copy)
+
+    def item(self) -> Any:
+        """The only element, as a Python number."""
+        return self.array.item()
+
+    def tolist(self) -> Any:
+        """Nested lists of Python numbers."""
+        return self.array.tolist()
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len: a 0-d tensor has no length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        if self.numel() != 1:
+            raise ValueError(f"bool: expected one element, got {self.shape}: use any() or all()")
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.is_floating_point():
+            raise TypeError(f"index: expected an integer tensor, got {self.dtype}")
+        return int(self.item())
+
+    __hash__ = object.__hash__  # `==` compares elements; a tensor as a key is itself
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if not self.is_leaf:
+            raise GraphError(
+                "deepcopy: expected a leaf, got the result of an op: detach() it first"
+            )
+        copy = type(self)(self.xp.copy(self.array), self.requires_grad)
+        copy.grad = None if self.grad is None else self.grad.__deepcopy__(memo)
+        memo[id(self)] = copy
+        return copy
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.__array__(), precision=4, separator=", ", prefix="tensor(")
+        usual = (get_default_dtype(), np.int64, np.bool_)
+        details = [] if self.dtype in usual else [f"dtype={self.dtype}"]
+        details += [] if self.device == "cpu" else [f"device='{self.device}'"]
+        if self.node is not None:
+            details.append("requires_grad=True" if self.is_leaf else f"grad_fn={self.node}")
+        return f"tensor({', '.join([values, *details])})"
+
+
+def tensor(
+    data: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
+    """A new tensor with a copy of `data` (numbers, nested lists, an array).  Twin: torch.tensor.
+
+    Python floats become the default dtype; arrays keep theirs.
+    """
+    if isinstance(data, Tensor):
+        data = data.detach().array
+    has_dtype = hasattr(data, "dtype")
+    array = data if has_dtype else np.asarray(data)
+    if array.dtype == object:
+        raise TypeError(f"tensor: expected numbers in a regular shape, got {type(data).__name__}")
+    if dtype is None and not has_dtype and array.dtype == np.float64:
+        dtype = get_default_dtype()
+    xp = namespace_for(device)
+    if xp.name == "numpy" and not isinstance(array, np.ndarray | np.generic):
+        array = namespace_of(array).to_numpy(array)  # a torch tensor comes to NumPy
+    return Tensor(xp.copy(xp.asarray(array, dtype, device)), requires_grad)
+
+
+def as_tensor(data: Any, dtype: Any = None, device: str = "cpu") -> Tensor:
+    """`data` as a tensor; memory is shared when it can be.  Twin: torch.as_tensor."""
+    if isinstance(data, Tensor) and data.device == device and dtype in (None, data.dtype):
+        return data
+    if isinstance(data, np.ndarray):
+        xp = namespace_for(device)
+        return Tensor(xp.asarray(data, dtype, device))
+    return tensor(data, dtype, device)
+
+
+def in_place_target(target: Tensor, what: str) -> Array:
+    """The array of `target` if it may be written now, else a GraphError.  For in-place methods."""
+    if flags.recording and target.requires_grad:
+        raise GraphError(
+            f"{what}: an in-place change of a tensor that requires a gradient is not recorded: "
+            "use `with nplm.no_grad():`, or the op that returns a new tensor"
+        )
+    return target.array

@@ -1,0 +1,39 @@
+"""Which namespace an array or a device belongs to.  torch is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from nplm.backend import numpy as numpy_namespace
+from nplm.errors import BackendError
+
+
+def namespace_of(array: Any) -> ModuleType:
+    """The namespace of an array: a torch tensor in hand means that torch is loaded already."""
+    if isinstance(array, np.ndarray):
+        return numpy_namespace
+    if "torch" in sys.modules and isinstance(array, sys.modules["torch"].Tensor):
+        return import_module("nplm.backend.torch")
+    raise TypeError(f"expected a NumPy array or a torch tensor, got {type(array).__name__}")
+
+
+def namespace_for(device: str) -> ModuleType:
+    """The namespace of a device: "cpu" is NumPy, "torch:cpu" and "cuda" are torch."""
+    if device == "cpu":
+        return numpy_namespace
+    if not isinstance(device, str) or device.split(":")[0] not in ("torch", "cuda"):
+        raise BackendError(f"unknown device {device!r}: expected 'cpu', 'torch:cpu' or 'cuda'")
+    try:
+        return import_module("nplm.backend.torch")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise BackendError(
+            f"device '{device}' needs PyTorch, which is not installed: run "
+            "`pip install torch`, or use the device 'cpu'"
+        ) from None

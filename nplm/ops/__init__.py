@@ -1,0 +1,55 @@
+"""Every differentiable op once, forward and backward side by side; here they become methods.
+
+`x + y`, `x.exp()` and `x[...]` on a Tensor call the ops of this folder.
+"""
+
+from typing import Any
+
+from nplm.autograd.tensor import Tensor
+from nplm.ops import activation, api, elementwise, inplace, linear, reduce, shape
+
+
+def _reflected(op: Any) -> Any:
+    """`2 - x` arrives as `x.__rsub__(2)`: the operands change places back."""
+    return lambda self, other: op(other, self)
+
+
+def _bind() -> None:
+    e = elementwise
+    operators = {
+        "add": e.add, "sub": e.sub, "mul": e.mul, "truediv": e.div, "pow": e.pow,
+        "matmul": linear.matmul,
+    }  # fmt: skip
+    for name, op in operators.items():
+        setattr(Tensor, f"__{name}__", op)
+        setattr(Tensor, f"__r{name}__", _reflected(op))
+    for name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        setattr(Tensor, f"__{name}__", getattr(e, name))
+    special = {
+        "__neg__": e.neg, "__abs__": e.abs, "__and__": e.logical_and, "__or__": e.logical_or,
+        "__invert__": e.logical_not, "__getitem__": api.getitem, "__setitem__": inplace.setitem,
+        "view": api.reshape, "bool": api.to_bool, "float": api.to_float32, "double": api.to_float64,
+        "long": api.to_int64, "max": api.max_of, "min": api.min_of, "matmul": linear.matmul,
+        "type": api.to, "swapaxes": shape.transpose,
+    }  # fmt: skip
+    for name, method in special.items():
+        setattr(Tensor, name, method)
+    methods = {
+        e: """add sub mul div neg pow maximum minimum clamp exp log sqrt rsqrt tanh sigmoid sin cos
+            erf abs sign eq ne lt le gt ge logical_and logical_or logical_not isnan isfinite
+            isinf""",
+        reduce: "sum mean amax amin var logsumexp norm cumsum argmax argmin any all",
+        activation: "relu softmax log_softmax",
+        shape: "transpose tril triu",
+        api: """reshape permute expand flip t squeeze unsqueeze flatten split chunk unbind
+            masked_fill gather index_select std allclose to type_as cpu contiguous clone""",
+        inplace: "add_ sub_ mul_ div_ fill_ zero_ copy_ clamp_",
+    }
+    for module, names in methods.items():
+        for name in names.split():
+            setattr(Tensor, name, getattr(module, name))
+    setattr(Tensor, "T", property(lambda x: shape.permute(x, tuple(range(x.ndim))[::-1])))
+    setattr(Tensor, "mT", property(lambda x: shape.transpose(x, -2, -1)))
+
+
+_bind()
