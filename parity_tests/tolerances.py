@@ -1,0 +1,44 @@
+"""Every tolerance of the tests, each with its reason, and the one helper that uses them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """|actual - expected| <= atol + rtol * |expected|, element by element."""
+
+    rtol: float
+    atol: float
+    reason: str
+
+
+EXACT = Tolerance(0.0, 0.0, "the same operations in the same order: the same bits")
+FORMULA_64 = Tolerance(
+    1e-10, 1e-10, "float64: the formula is proved; sums in another order differ by some 1e-13"
+)
+FINITE_DIFFERENCES = Tolerance(
+    1e-6, 1e-8, "float64, central differences: truncation and rounding meet near 1e-9 of the value"
+)
+RUN_64 = Tolerance(
+    1e-9, 1e-9, "float64: 60 updates let rounding grow; Adam divides by small second moments"
+)
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """An nplm Tensor, a torch tensor, an array or a number as a NumPy array."""
+    value = value.detach() if hasattr(value, "detach") else value
+    return np.asarray(value)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "value") -> None:
+    """Same shape, same dtype, every element within the tolerance; NaN equals NaN."""
+    a, e = to_numpy(actual), to_numpy(expected)
+    assert a.shape == e.shape, f"{what}: shape {a.shape}, expected {e.shape}"
+    assert a.dtype == e.dtype, f"{what}: dtype {a.dtype}, expected {e.dtype}"
+    message = f"{what} ({tolerance.reason})"
+    np.testing.assert_allclose(
+        a, e, rtol=tolerance.rtol, atol=tolerance.atol, equal_nan=True, err_msg=message
+    )
