@@ -253,7 +253,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """input (V,), (N, V) or (N, V, d1, ...); target without the V axis, or probabilities with it."""
+    """input (V,), (N, V) or (N, V, d1, ...); target without V, or probabilities with it."""
     _refuse("cross_entropy", size_average=size_average, reduce=reduce)
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")

@@ -1,0 +1,45 @@
+"""Flags to a dataclass: tyro reads them, and an unknown flag gets the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TypeVar
+
+from nplm.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
+    """A `config` from command-line arguments.
+
+    `--help` and values of the wrong type end in tyro's own message (SystemExit 0 or 2); unknown
+    flags raise ConfigError, all of them at once.
+    """
+    try:
+        import tyro
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "the command line needs the package tyro, which is not installed: run "
+            "`pip install tyro tqdm`"
+        ) from None
+    made, extra = tyro.cli(config, args=arguments, prog=prog, return_unknown_args=True)
+    if extra:
+        known = _flags(config, prog)
+        raise ConfigError("; ".join(_unknown(word, known) for word in extra if word[:1] == "-")
+                          or f"unexpected argument {extra[0]!r}; see {prog} --help")  # fmt: skip
+    return made
+
+
+def _unknown(flag: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(flag.split("=")[0], known, n=1, cutoff=0.5)
+    return f"unknown flag {flag!r}" + (f"; did you mean {near[0]}?" if near else "; see --help")
+
+
+def _flags(config: type[Config], prog: str) -> list[str]:
+    """Every flag that tyro's parser for `config` knows."""
+    import tyro
+
+    parser = tyro.extras.get_parser(config, prog=prog)
+    return re.findall(r"--[a-z][a-z0-9.-]+", parser.format_help())

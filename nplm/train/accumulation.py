@@ -1,0 +1,68 @@
+"""Gradient accumulation: a window of micro-batches has the gradient of one large batch.
+
+The gradient of a step is `sum over micro-batches of d(sum of token losses) / N`, N being the target
+tokens of the whole window. Dividing each mean loss by their number K instead is right only when
+all micro-batches have equally many targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nplm.autograd.tensor import BackwardInto, Tensor, tensor
+from nplm.data.loader import Batch
+from nplm.nn import functional as F
+from nplm.nn.module import Module
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]  # logits (B, T, V), targets (B, T) -> () a sum
+
+
+@dataclass(frozen=True)
+class WindowResult:
+    """What a window gave; its gradients are in `.grad` (or in `into`)."""
+
+    loss: Tensor  # (), mean over the window's target tokens; NaN without any
+    n_targets: int  # tokens that count
+    n_micro: int  # micro-batches
+
+
+def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """logits (B, T, V), targets (B, T) -> (), the sum over the targets that are not ignored."""
+    return F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="sum"
+    )
+
+
+def accumulate(
+    window: Sequence[Batch],
+    model: Module,
+    *,
+    normalise: str = "token",
+    loss_fn: LossFunction | None = None,
+    into: BackwardInto | None = None,
+) -> WindowResult:
+    """Add the gradient of a window of batches to every parameter's `.grad`, or to `into`.
+
+    normalise="token" is the definition above; "microbatch" is the plain `loss / len(window)` of
+    most tutorials: the mean of the micro-batches' means. `loss_fn` returns a *sum* of token losses.
+    A window without targets changes no gradient.
+    """
+    if normalise not in ("token", "microbatch"):
+        raise ValueError(
+            f"accumulate: expected normalise 'token' or 'microbatch', got {normalise!r}"
+        )
+    loss_fn = loss_fn or summed_cross_entropy
+    device = next(model.parameters()).device
+    counts = [batch.n_targets() for batch in window]  # on the host, before anything runs
+    total = sum(counts)
+    loss = tensor(0.0 if total else float("nan"), device=device)
+    for batch, count in zip(window, counts):
+        if count == 0:
+            continue
+        logits = model(tensor(batch.inputs, device=device))
+        summed = loss_fn(logits, tensor(batch.targets, device=device))
+        share = 1 / total if normalise == "token" else 1 / (count * len(window))
+        summed.backward(share, into=into)
+        loss = loss + summed.detach() * share
+    return WindowResult(loss, total, len(window))

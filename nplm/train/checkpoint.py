@@ -1,0 +1,224 @@
+"""Checkpoints: everything that a run needs to go on, as one folder that is whole or absent.
+
+checkpoints/step-00000500/{MANIFEST.json, model.safetensors, optimizer.safetensors, state.json,
+tokenizer.json};  checkpoints/best.json names the best step. Read before: nplm/files.py.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nplm import files
+from nplm.errors import CheckpointError
+from nplm.train.packing import pack, unpack
+from nplm.train.run import HasDict, RunFolder
+
+FORMAT_VERSION = 1
+_STEP = re.compile(r"step-(\d{8})")
+
+
+class TensorLike(Protocol):
+    """A tensor, as far as a checkpoint needs to know it."""
+
+    @property
+    def array(self) -> Any:
+        """The array that it wraps: two names of one array are tied."""
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """Return the values as a NumPy array."""
+
+
+class ModelLike(Protocol):
+    """A model: an ordered mapping from names to tensors, as `torch.nn.Module.state_dict`."""
+
+    def state_dict(self) -> Mapping[str, TensorLike]:
+        """Return every parameter and buffer by name."""
+
+
+class HasState(Protocol):
+    """An optimizer or a scheduler, in torch's layout."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state: nested mappings of tensors and Python values."""
+
+
+class HasGeneratorState(Protocol):
+    """A random generator."""
+
+    def get_state(self) -> Any:
+        """Return the state: an array, or nested Python values."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds; arrays are the caller's to keep."""
+
+    path: Path
+    step: int  # optimizer steps taken
+    model: dict[str, npt.NDArray[Any]]  # tied names share one array
+    optimizer: dict[str, Any] | None  # torch's layout: {"state": ..., "param_groups": ...}
+    scheduler: dict[str, Any] | None
+    generators: dict[str, Any] | None  # name -> state
+    tokenizer: dict[str, Any] | None
+    state: dict[str, Any]  # the rest: config of the model, metrics, ties
+
+
+def save_checkpoint(
+    run: RunFolder,
+    step: int,
+    *,
+    model: ModelLike,
+    optimizer: HasState | None = None,
+    scheduler: HasState | None = None,
+    generators: Mapping[str, HasGeneratorState] | None = None,
+    tokenizer: HasDict | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `checkpoints/step-<step>` and return its path.
+
+    Tied parameters are stored once, with the tie. A model's `config`, if it is a dataclass, is
+    stored with it. Raises StorageError if it cannot be written, or exists already; ValueError for
+    a state that holds something else than arrays and plain values, or a step outside [0, 10^8).
+    """
+    if not 0 <= step < 10**8:
+        raise ValueError(f"save_checkpoint: step must be in [0, 10^8), got {step}")
+    weights, ties = _untie(model.state_dict())
+    moments: dict[str, npt.NDArray[Any]] = {}
+    states = {name: each.get_state() for name, each in (generators or {}).items()}
+    state = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "config": pack(_config_of(model), "config"),
+        "ties": ties,
+        "optimizer": None if optimizer is None else pack(optimizer.state_dict(), "", moments),
+        "scheduler": None if scheduler is None else pack(scheduler.state_dict(), "scheduler"),
+        "generators": None if generators is None else pack(states, "generators"),
+        "metrics": None if metrics is None else pack(metrics, "metrics"),
+    }
+    content: dict[str, Callable[[Path], None]] = {
+        "model.safetensors": lambda path: files.save_tensors(path, weights),
+        "state.json": lambda path: files.write_json(path, state),
+    }
+    if optimizer is not None:
+        content["optimizer.safetensors"] = lambda path: files.save_tensors(path, moments)
+    if tokenizer is not None:
+        vocabulary = dict(tokenizer.to_dict())
+        content["tokenizer.json"] = lambda path: files.write_json(path, vocabulary)
+    files.make_directory(run.checkpoints)
+    return files.write_directory(run.checkpoints / f"step-{step:08d}", content)
+
+
+def _config_of(model: ModelLike) -> dict[str, Any] | None:
+    config = getattr(model, "config", None)
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return dataclasses.asdict(config)
+    return None
+
+
+def _untie(
+    tensors: Mapping[str, TensorLike],
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Split a state dict into arrays stored once and ties {other name: name of the stored one}."""
+    first: dict[int, tuple[str, Any]] = {}  # id -> first name, and the array: an id alive is unique
+    stored: dict[str, npt.NDArray[Any]] = {}
+    ties: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        array = tensor.array
+        owner, _ = first.setdefault(id(array), (name, array))
+        if owner == name:
+            stored[name] = np.asarray(tensor.numpy())
+        else:
+            ties[name] = owner
+    return stored, ties
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Verify a checkpoint folder, then read it.
+
+    Raises CheckpointError naming the file and the reason; nothing is returned by halves.
+    """
+    path = Path(path)
+    present = files.verify_directory(path)["files"]
+    for needed in ("model.safetensors", "state.json"):
+        if needed not in present:
+            raise CheckpointError(f"{path / needed}: missing, so this is not a whole checkpoint")
+    where = str(path / "state.json")
+    state = _read_state(path / "state.json")
+    moments = None
+    if "optimizer.safetensors" in present:
+        moments = files.load_tensors(path / "optimizer.safetensors")
+    tokenizer = None
+    if "tokenizer.json" in present:
+        tokenizer = files.read_json(path / "tokenizer.json")
+    return Checkpoint(
+        path=path,
+        step=state.pop("step"),
+        model=_tie(path, files.load_tensors(path / "model.safetensors"), state["ties"]),
+        optimizer=unpack(state.pop("optimizer"), where, moments),
+        scheduler=unpack(state.pop("scheduler"), where),
+        generators=unpack(state.pop("generators"), where),
+        tokenizer=tokenizer,
+        state={key: unpack(state[key], where) for key in ("config", "metrics", "ties")},
+    )
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state = files.read_json(path)
+    version = state.get("format_version") if isinstance(state, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version} was written by a newer nplm, "
+            f"this one reads {FORMAT_VERSION}; update nplm"
+        )
+    needed = {"step", "config", "ties", "optimizer", "scheduler", "generators", "metrics"}
+    if version != FORMAT_VERSION or needed - state.keys() or not isinstance(state["step"], int):
+        raise CheckpointError(f"{path}: not the state of a checkpoint")
+    return dict(state)
+
+
+def _tie(path: Path, stored: dict[str, npt.NDArray[Any]], ties: Any) -> dict[str, npt.NDArray[Any]]:
+    if not isinstance(ties, dict):
+        raise CheckpointError(f"{path / 'state.json'}: the ties of its weights cannot be read")
+    for name, owner in ties.items():
+        if not isinstance(owner, str) or owner not in stored:
+            raise CheckpointError(f"{path}: {name!r} is tied to {owner!r}, which is missing")
+        stored[name] = stored[owner]
+    return stored
+
+
+def latest_checkpoint(run: RunFolder | Path | str) -> Path | None:
+    """Return the folder of the highest step, or None; loading it verifies it.
+
+    Raises CheckpointError if the run has no folder of checkpoints.
+    """
+    folder = run.checkpoints if isinstance(run, RunFolder) else Path(run) / "checkpoints"
+    names = files.list_directory(folder)
+    steps = [name for name in names if _STEP.fullmatch(name)]
+    return folder / max(steps) if steps else None
+
+
+def mark_best(run: RunFolder, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+    """Write best.json: the best checkpoint so far is that of `step`, which must exist."""
+    if f"step-{step:08d}" not in files.list_directory(run.checkpoints):
+        raise CheckpointError(f"{run.path}: step {step} has no checkpoint; save it first")
+    packed = None if metrics is None else pack(metrics, "metrics")
+    files.write_json(run.checkpoints / "best.json", {"step": step, "metrics": packed})
+
+
+def best_checkpoint(run: RunFolder) -> Path | None:
+    """Return the folder that best.json names, or None; CheckpointError if it names none."""
+    marker = run.checkpoints / "best.json"
+    names = files.list_directory(run.checkpoints)
+    if marker.name not in names:
+        return None
+    content = files.read_json(marker)
+    step = content.get("step") if isinstance(content, dict) else None
+    if not isinstance(step, int) or f"step-{step:08d}" not in names:
+        raise CheckpointError(f"{marker}: names step {step!r}, which has no checkpoint")
+    return run.checkpoints / f"step-{step:08d}"

@@ -1,0 +1,254 @@
+"""A whole training run, from a text to a run folder: what `nplm train` does.
+
+Read loop.py before. The pieces are the library's own; this file only puts them in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nplm import backend, random
+from nplm.data.loader import RandomWindows, SequentialWindows
+from nplm.data.text import Corpus, default_corpus, read_corpus, split_tokens
+from nplm.data.tokenizer import CharTokenizer
+from nplm.errors import ConfigError
+from nplm.generation import generate
+from nplm.models.config import PRESETS, DecoderConfig, preset, unknown
+from nplm.models.decoder import Decoder
+from nplm.optim.adam import AdamW
+from nplm.optim.groups import decay_groups
+from nplm.optim.lr_scheduler import LRScheduler
+from nplm.optim.optimizer import Optimizer
+from nplm.optim.schedules import warmup_constant, warmup_cosine
+from nplm.train.checkpoint import mark_best, save_checkpoint
+from nplm.train.loop import evaluate, fit
+from nplm.train.run import RunFolder
+from nplm.train.step import StepRecord
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate moves."""
+
+    name: Literal["cosine", "constant"] = "cosine"  # shape after the warm-up
+    warmup_steps: int = 100  # updates until the full rate
+    min_lr: float = 1e-4  # the cosine's floor
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a decoder on text.  The defaults are nanoGPT's character model for a CPU."""
+
+    preset: str = "char"  # model: char, tiny-llama or gpt2 (its vocabulary becomes the text's)
+    data: tuple[Path, ...] = ()  # text files (UTF-8); none: Python's own language reference
+    context: int | None = None  # positions a token sees; None: the preset's
+    dropout: float | None = None  # probability; None: the preset's
+    steps: int = 2000  # updates
+    batch_size: int = 12  # rows in a micro-batch
+    accumulate: int = 1  # micro-batches an update
+    lr: float = 1e-3  # peak learning rate
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    beta1: float = 0.9  # AdamW's decay of the mean gradient
+    beta2: float = 0.99  # AdamW's decay of the mean squared gradient
+    weight_decay: float = 0.1  # on matrices only
+    clip_norm: float | None = 1.0  # largest gradient norm; None: no clipping
+    eval_every: int = 500  # updates between validations, samples and checkpoints
+    log_every: int = 50  # updates between lines
+    sample_length: int = 300  # characters
+    seed: int = 1337  # of weights, batches, dropout and samples
+    device: str = "cpu"  # cpu (NumPy), torch:cpu or cuda
+    dtype: Literal["float32", "float64"] = "float32"  # of weights and arithmetic
+    threads: int | None = None  # of the BLAS; None: as many as it takes by itself
+    out: Path = Path("runs")  # folder that gets the run's folder
+    name: str | None = None  # of the run; None: the preset's
+
+    def check(self) -> None:
+        """Raise a ConfigError that lists everything that is out of range."""
+        problems = [
+            f"{name}: expected at least 1, got {value}"
+            for name in ("steps", "batch_size", "accumulate", "eval_every", "log_every", "context")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        for name in ("lr", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                problems.append(f"{name}: expected a positive number, got {value}")
+        if self.preset not in PRESETS:
+            problems.append(unknown("preset", self.preset, PRESETS))
+        if self.schedule.warmup_steps < 0:
+            problems.append(
+                f"schedule.warmup_steps: expected at least 0, got {self.schedule.warmup_steps}"
+            )
+        elif self.schedule.name == "cosine" and self.schedule.warmup_steps >= self.steps >= 1:
+            problems.append(
+                f"schedule.warmup_steps: expected fewer than steps={self.steps}, "
+                f"got {self.schedule.warmup_steps}"
+            )
+        if not 0 <= self.schedule.min_lr <= self.lr:
+            problems.append(
+                f"schedule.min_lr: expected 0 <= min_lr <= lr={self.lr}, got {self.schedule.min_lr}"
+            )
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            problems.append(f"dropout: expected a probability in [0, 1), got {self.dropout}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
+        if self.threads is not None and self.threads < 1:
+            problems.append(f"threads: expected at least 1, got {self.threads}")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a run is made of, built and not yet started."""
+
+    config: TrainConfig
+    corpus: Corpus
+    tokenizer: CharTokenizer
+    model: Decoder
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    train_windows: RandomWindows
+    validation: SequentialWindows
+
+    def plan(self) -> str:
+        """What is going to happen, in a few lines."""
+        c, n = self.config, self.model.num_parameters()
+        tokens = c.batch_size * c.accumulate * self.model.config.context
+        memory = 4 * n * (8 if c.dtype == "float64" else 4) / 1e6  # weight, gradient, two moments
+        return (
+            f"corpus     {self.corpus.name}: {len(self.corpus.text):,} characters, "
+            f"{self.tokenizer.vocab_size} of them different\n"
+            f"model      {c.preset}: {n:,} parameters, context {self.model.config.context}\n"
+            f"training   {c.steps:,} updates of {tokens:,} tokens, on {c.device} in {c.dtype}\n"
+            f"memory     {memory:,.0f} MB for weights, gradients and moments, and activations"
+        )
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Check the settings, read the text and build the model.  Nothing is written yet."""
+    config.check()
+    backend.namespace_for(config.device)  # a missing torch is said before any work
+    corpus = read_corpus(config.data) if config.data else default_corpus()
+    tokenizer = CharTokenizer.from_text(corpus.text)
+    tokens = tokenizer.encode(corpus.text)
+    changes: dict[str, Any] = {"vocab_size": tokenizer.vocab_size}
+    for name in ("context", "dropout"):
+        if getattr(config, name) is not None:
+            changes[name] = getattr(config, name)
+    model_config: DecoderConfig = preset(config.preset, **changes)
+    context = model_config.context
+    train_tokens, validation_tokens = split_tokens(tokens, context=context)
+    random.manual_seed(config.seed)
+    model = Decoder(model_config).to(config.device, config.dtype)
+    optimizer = AdamW(
+        decay_groups(model, config.weight_decay), lr=config.lr, betas=(config.beta1, config.beta2)
+    )
+    schedule = config.schedule
+    if schedule.name == "cosine":
+        scheduler = warmup_cosine(
+            optimizer, schedule.warmup_steps, config.steps, schedule.min_lr / config.lr
+        )
+    else:
+        scheduler = warmup_constant(optimizer, schedule.warmup_steps)
+    batches = random.Generator().manual_seed(config.seed)
+    return Job(
+        config, corpus, tokenizer, model, optimizer, scheduler,
+        RandomWindows(train_tokens, context, config.batch_size, batches),
+        SequentialWindows(validation_tokens, context, 4 * config.batch_size),
+    )  # fmt: skip
+
+
+def run(
+    job: Job,
+    say: Callable[[str], None] = print,
+    progress: Callable[[Iterator[StepRecord]], Iterator[StepRecord]] = iter,
+) -> RunFolder:
+    """Train, validate, sample and save; `say` gets each line, `progress` may wrap the records.
+
+    Returns the run folder: metrics.jsonl, samples.jsonl, and a checkpoint of the best and of the
+    last step.
+    """
+    c = job.config
+    folder = RunFolder.create(
+        c.out, c.name or c.preset, dataclasses.asdict(c), seed=c.seed, corpus=job.corpus,
+        tokenizer=job.tokenizer,
+    )  # fmt: skip
+    best = float("inf")
+    since, tokens = 0.0, 0
+    with _threads(c.threads):
+        records = fit(
+            job.model, job.optimizer, job.train_windows, accumulate=c.accumulate,
+            scheduler=job.scheduler, clip_norm=c.clip_norm, steps=c.steps,
+        )  # fmt: skip
+        for record in progress(records):
+            since, tokens = since + record.seconds, tokens + record.n_targets
+            last = record.step == c.steps
+            metrics = _metrics(record)
+            if record.step % c.eval_every == 0 or last:
+                loss = evaluate(job.model, job.validation).loss
+                metrics["validation_loss"] = loss
+            if record.step % c.log_every == 0 or "validation_loss" in metrics:
+                say(_line(metrics, tokens / since))
+                since, tokens = 0.0, 0
+            folder.log_metrics(metrics)
+            if "validation_loss" in metrics:
+                _sample(job, folder, record.step, say)
+                if loss < best or last:
+                    _save(job, folder, record.step, metrics, loss < best)
+                best = min(best, loss)
+    return folder
+
+
+def _metrics(record: StepRecord) -> dict[str, Any]:
+    return {
+        "step": record.step, "loss": float(record.loss), "grad_norm": float(record.grad_norm),
+        "lr": record.lr, "tokens": record.n_targets, "seconds": record.seconds,
+    }  # fmt: skip
+
+
+def _line(metrics: dict[str, Any], tokens_per_second: float) -> str:
+    validation = metrics.get("validation_loss")
+    return (
+        f"step {metrics['step']:5d}  loss {metrics['loss']:.4f}  "
+        + (f"validation {validation:.4f}  " if validation is not None else " " * 19)
+        + f"lr {metrics['lr']:.2e}  norm {metrics['grad_norm']:.2f}  {tokens_per_second:,.0f} tok/s"
+    )
+
+
+def _sample(job: Job, folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
+    """A text from a stream of its own: sampling never draws from the training stream."""
+    prompt = "\n" if "\n" in job.tokenizer.characters else job.tokenizer.characters[0]
+    generator = random.Generator().manual_seed(job.config.seed)
+    ids = generate(
+        job.model, list(job.tokenizer.encode(prompt)), job.config.sample_length,
+        temperature=0.8, top_k=200, generator=generator,
+    )  # fmt: skip
+    text = job.tokenizer.decode(list(ids))
+    folder.log_sample(step, prompt, text)
+    say("\n".join(["", *("    " + line for line in text.strip().splitlines()), ""]))
+
+
+def _save(job: Job, folder: RunFolder, step: int, metrics: dict[str, Any], best: bool) -> None:
+    save_checkpoint(
+        folder, step, model=job.model, optimizer=job.optimizer, scheduler=job.scheduler,
+        generators={"default": random.default_generator, "batches": job.train_windows.generator},
+        tokenizer=job.tokenizer, metrics=metrics,
+    )  # fmt: skip
+    if best:
+        mark_best(folder, step, metrics)
+
+
+def _threads(n: int | None) -> AbstractContextManager[Any]:
+    if n is None:
+        return nullcontext()
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(n, user_api="blas")
+    return limits

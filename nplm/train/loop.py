@@ -1,0 +1,132 @@
+"""The loop: `fit` yields one record an update, and everything else is a statement in your `for`.
+
+Read step.py before. There are no callbacks: evaluate, stop, save and log in the loop's body.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from nplm.autograd.graph import no_grad
+from nplm.autograd.tensor import tensor
+from nplm.data.loader import Batch, windows_of
+from nplm.errors import ConfigError, DataError
+from nplm.nn import functional as F
+from nplm.nn.module import Module
+from nplm.optim.optimizer import Optimizer
+from nplm.train.step import StepRecord, train_step
+
+
+class Scheduler(Protocol):
+    """Whatever moves the learning rates when `step()` is called."""
+
+    def step(self) -> Any:
+        """Set the next learning rates."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss over a whole loader."""
+
+    loss: float  # mean over the target tokens, whatever the batch size
+    n_targets: int  # target tokens
+    perplexity: float  # e**loss
+
+
+def fit(
+    model: Module,
+    optimizer: Optimizer,
+    loader: Iterable[Batch],
+    *,
+    accumulate: int = 1,
+    scheduler: Scheduler | None = None,
+    scheduler_unit: str = "step",
+    clip_norm: float | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    **options: Any,
+) -> Iterator[StepRecord]:
+    """Train, `accumulate` batches an update, and yield a record after each.
+
+    Ends after `epochs` passes over the loader or `steps` updates, whichever comes first. The
+    scheduler moves after every update, or with scheduler_unit="epoch" after an epoch's last one;
+    when a record is yielded, model, optimizer and scheduler are ready for the next update.
+    A loader that is an iterator without `len` gives one epoch; it is read one window ahead only if
+    `epochs` is given or the scheduler needs an epoch's end. `options` are train_step's.
+    """
+    if epochs is None and steps is None:
+        raise ConfigError("fit: expected epochs or steps, got neither; say when to stop")
+    if scheduler_unit not in ("step", "epoch"):
+        raise ConfigError(f"fit: expected scheduler_unit 'step' or 'epoch', got {scheduler_unit!r}")
+    model.train()
+    ahead = epochs is not None or scheduler_unit == "epoch"
+    step = 0
+    for epoch in range(epochs) if epochs is not None else itertools.count():
+        before = step
+        for window, ended in _marked(loader, accumulate, ahead):
+            if steps is not None and step >= steps:
+                return
+            record = train_step(model, optimizer, window, clip_norm=clip_norm, **options)
+            step += record.updated
+            moves = ended if scheduler_unit == "epoch" else record.updated
+            if scheduler is not None and moves:
+                scheduler.step()
+            yield replace(record, step=step, epoch=epoch, epoch_ended=ended)
+            if steps is not None and step >= steps:
+                return  # before the loader is asked for more: its cursor stays here
+        if step == before:
+            if epoch and isinstance(loader, Iterator):
+                return  # it is used up
+            raise DataError("fit: the loader gave no window with targets, so nothing was trained")
+
+
+def _marked(
+    loader: Iterable[Batch], accumulate: int, ahead: bool
+) -> Iterator[tuple[list[Batch], bool]]:
+    """Windows of batches, each with whether it is the loader's last one."""
+    windows = windows_of(loader, accumulate)
+    if isinstance(loader, Sized):
+        last = -(-len(loader) // accumulate) - 1
+        for i, window in enumerate(windows):
+            yield window, i == last
+    elif not ahead:
+        for window in windows:
+            yield window, False
+    else:
+        held: list[Batch] | None = next(windows, None)
+        while held is not None:
+            following = next(windows, None)
+            yield held, following is None
+            held = following
+
+
+def evaluate(model: Module, loader: Iterable[Batch]) -> Evaluation:
+    """The mean loss over every target of the loader, without dropout and without a graph.
+
+    Token losses are summed in float64, so the batch size does not matter; draws no random numbers.
+    """
+    training, total, n_targets = model.training, 0.0, 0
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        with no_grad():
+            for batch in loader:
+                logits = model(tensor(batch.inputs, device=device))  # (B, T, V)
+                targets = tensor(batch.targets, device=device).reshape(-1)
+                losses = F.cross_entropy(
+                    logits.reshape(-1, logits.shape[-1]), targets, reduction="none"
+                )
+                total += float(np.asarray(losses).sum(dtype=np.float64))
+                n_targets += batch.n_targets()
+    finally:
+        model.train(training)
+    if n_targets == 0:
+        raise DataError("evaluate: expected at least one target token, got none in the loader")
+    loss = total / n_targets
+    return Evaluation(loss, n_targets, math.exp(loss) if loss < 700 else math.inf)
