@@ -1,0 +1,1 @@
+"""Measurements: what is printed here goes into docs/, and no test depends on a timing."""

@@ -1,0 +1,153 @@
+"""The cases of the fused ops: linear, embedding, norms, attention, losses.  Read op_cases first."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as TF
+from hypothesis import assume
+from hypothesis import strategies as st
+from op_inputs import Call, array, broadcastable, case, integers, mask, shapes, sides, silent
+
+
+# ---- products, embedding, norms ------------------------------------------------------------------
+@case("matmul", torch.matmul)
+def _(draw, smooth):
+    N, K, M = (draw(sides()) for _ in range(3))
+    one, two = draw(broadcastable(2))
+    left = draw(st.sampled_from([(K,), (N, K), (*one[:2], N, K)]))
+    right = draw(st.sampled_from([(K,), (K, M), (*two[:2], K, M)]))
+    if len(left) > 2 and len(right) > 2:
+        try:
+            np.broadcast_shapes(left[:-2], right[:-2])
+        except ValueError:
+            left = (N, K)
+    return Call((draw(array(left, smooth)), draw(array(right, smooth))))
+
+
+@case("linear", TF.linear)
+def _(draw, smooth):
+    I, O = draw(sides()), draw(sides())
+    x = draw(array((*draw(shapes(max_dims=2)), I), smooth))
+    bias = draw(st.none() | array((O,), smooth))
+    return Call((x, draw(array((O, I), smooth)), bias))
+
+
+@case("embedding", lambda ids, weight, padding_idx: TF.embedding(ids, weight, padding_idx))
+def _(draw, smooth):
+    V, C = draw(sides(1, 5)), draw(sides())
+    ids = draw(integers(draw(shapes(max_dims=2)), 0, V))
+    return Call(
+        (ids, draw(array((V, C), smooth))),
+        {"padding_idx": draw(st.none() | st.integers(0, V - 1))},
+    )
+
+
+def normalisation(name, biased):
+    def twin(x, weight=None, bias=None, n_axes=1, eps=1e-5):
+        more = (bias,) if biased else ()
+        return getattr(TF, name)(x, x.shape[x.ndim - n_axes :], weight, *more, eps=eps)
+
+    @case(name, twin)
+    def make(draw, smooth):
+        x = draw(array(shapes(min_dims=1, min_side=1), smooth))
+        n_axes = draw(st.integers(1, x.ndim))
+        row = x.shape[x.ndim - n_axes :]
+        x = x[: draw(st.integers(0, x.shape[0]))] if n_axes < x.ndim else x
+        inputs = [x, draw(st.none() | array(row, smooth))]
+        if biased:
+            inputs.append(None if inputs[1] is None else draw(st.none() | array(row, smooth)))
+        return Call(tuple(inputs), {"n_axes": n_axes, "eps": draw(st.sampled_from([1e-5, 1e-2]))})
+
+
+normalisation("layer_norm", True)
+normalisation("rms_norm", False)
+
+
+# ---- attention -----------------------------------------------------------------------------------
+def rope_twin(x, cos, sin):
+    x1, x2 = x.chunk(2, -1)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1)
+
+
+@case("rope", rope_twin, constant=(1, 2))
+def _(draw, smooth):
+    T, half = draw(sides()), draw(sides(1))
+    angles = draw(array((T, half)))
+    x = draw(array((*draw(shapes(max_dims=2)), T, 2 * half), smooth))
+    return Call((x, np.cos(angles), np.sin(angles)))
+
+
+def attention_twin(q, k, v, mask=None, keep=None, causal=False, scale=None, dropout_p=0.0):
+    T, S = q.shape[-2], k.shape[-2]
+    if causal and mask is not None:
+        lower = torch.ones(T, S).tril().bool()
+        mask = mask & lower if mask.dtype == torch.bool else mask.where(lower, -math.inf)
+        causal = False
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        attend = TF.scaled_dot_product_attention
+        if keep is None:
+            return attend(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True)
+        p = attend(q, k, torch.eye(S, dtype=v.dtype).expand(*k.shape[:-1], S), mask,
+                   is_causal=causal, scale=scale, enable_gqa=True)  # fmt: skip
+    v = v.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
+    kept = keep.to(p.dtype) / (1 - dropout_p) if dropout_p < 1 else 0.0
+    return (p * kept) @ v
+
+
+@case("attention", attention_twin)
+def _(draw, smooth):
+    batch = draw(st.sampled_from([(), (1,), (2,), (0,)]))
+    G, share, T, S = draw(sides(1, 2)), draw(sides(1, 2)), draw(sides(1)), draw(sides(1))
+    D, E = draw(sides(1)), draw(sides(1))
+    H = G * share
+    full = (*batch, H, T, S)
+    shape = draw(st.sampled_from([full, (T, S), (1, S), (H, 1, S)]))
+    m = draw(st.none() | mask(shape) | array(shape, smooth))
+    p = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    return Call(
+        (
+            draw(array((*batch, H, T, D), smooth)),
+            draw(array((*batch, G, S, D), smooth)),
+            draw(array((*batch, G, S, E), smooth)),
+            m,
+            draw(mask(full)) if p else None,
+        ),
+        {
+            "causal": draw(st.booleans()),
+            "scale": draw(st.sampled_from([None, 0.5])),
+            "dropout_p": p,
+        },
+    )
+
+
+# ---- losses --------------------------------------------------------------------------------------
+def class_loss(name):
+    @case(name, getattr(TF, name), constant=(2,))
+    def make(draw, smooth):
+        N, V = draw(sides()), draw(sides(1, 5))
+        targets = draw(integers((N,), 0, V))
+        ignore = draw(st.sampled_from([-100, 0]))
+        if draw(st.booleans()):
+            targets = np.where(draw(mask((N,))), targets, ignore)
+        options = {
+            "ignore_index": ignore,
+            "reduction": draw(st.sampled_from(["none", "sum", "mean"])),
+        }
+        if smooth and options["reduction"] == "mean":
+            assume((targets != ignore).any())  # 0 / 0 has no differences
+        if name == "cross_entropy":
+            options["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]))
+        weight = draw(st.none() | array((V,), True, 0.1, 2.0))
+        return Call((draw(array((N, V), smooth)), targets, weight), options)
+
+
+class_loss("cross_entropy")
+class_loss("nll_loss")
+
+
+@case("mse_loss", silent(TF.mse_loss))
+def _(draw, smooth):
+    one, two = draw(broadcastable(2))
+    options = {"reduction": draw(st.sampled_from(["none", "sum", "mean"]))}
+    return Call((draw(array(one, smooth)), draw(array(two, smooth))), options)
