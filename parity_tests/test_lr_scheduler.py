@@ -138,7 +138,8 @@ def test_a_tensor_lr_of_torchs_optimizer_is_filled_in_place():
         optimizer.step()
         scheduler.step()
         assert optimizer.param_groups[0]["lr"] is lr
-        seen.append((lr.item(), scheduler.base_lrs[0].item(), scheduler.get_last_lr()[0].item()))
+        kept = [scheduler.base_lrs[0], optimizer.param_groups[0]["initial_lr"]]
+        seen.append([float(x) for x in (lr, *scheduler.get_last_lr(), *kept)])
     assert seen[0] == seen[1]
 
 
