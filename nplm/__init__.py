@@ -31,6 +31,7 @@ from nplm.ops.api import (
     gather,
     index_select,
     masked_fill,
+    norm,
     permute,
     reshape,
     split,
@@ -108,12 +109,13 @@ from nplm.ops.reduce import (
     cumsum,
     logsumexp,
     mean,
-    norm,
     sum,
     var,
 )  # fmt: skip
 from nplm.ops.shape import transpose, tril, triu
 from nplm.random import Generator, get_rng_state, manual_seed, set_rng_state
+
+from nplm import data, models, nn, optim, train  # isort: skip  # they need the names above
 
 __version__ = "0.1.0"
 
@@ -139,6 +141,7 @@ __all__ = [
     "clone",
     "cos",
     "cumsum",
+    "data",
     "div",
     "empty",
     "enable_grad",
@@ -182,13 +185,16 @@ __all__ = [
     "mean",
     "min",
     "minimum",
+    "models",
     "mul",
     "ne",
     "neg",
+    "nn",
     "no_grad",
     "norm",
     "ones",
     "ones_like",
+    "optim",
     "permute",
     "pow",
     "rand",
@@ -217,6 +223,7 @@ __all__ = [
     "t",
     "tanh",
     "tensor",
+    "train",
     "transpose",
     "tril",
     "triu",

@@ -1,7 +1,7 @@
 """The graph of one backward pass: nodes, edges, and the walk from a loss to its leaves.
 
-Reads alone. Nothing here knows Tensors: a node holds edges and a closure, never an array, so the
-memory of a forward pass is held by the closures alone and is freed while the walk drops them.
+Nothing here knows Tensors: a node holds edges and a closure, never an array, so the memory of a
+forward pass is held by the closures alone and is freed while the walk drops them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ Edge = tuple["Node", int]  # (the node that made an input, which of its outputs 
 class Flags(threading.local):
     """What this thread does: record a graph?  Use only the readable reference ops?"""
 
-    recording = True
-    reference = False
+    recording, reference = True, False
 
 
 flags = Flags()
@@ -44,9 +43,7 @@ class Node:
         backward: Callable[[Any], tuple[Array | None, ...]] | None,
         n_outputs: int = 1,
     ) -> None:
-        self.name = name
-        self.edges = edges
-        self.backward = backward
+        self.name, self.edges, self.backward = name, edges, backward
         self.n_outputs = n_outputs
         self.hooks: list[tuple[int, Callable[[Array], None]]] = []
         self.rank: int = 1 + max((edge[0].rank for edge in edges if edge is not None), default=-1)
@@ -76,11 +73,10 @@ def reachable(root: Node) -> dict[Node, int]:
                 f"backward: the graph through '{node.name}' was walked before and its saved values "
                 "are freed; expected one backward per forward, so run the forward pass again"
             )
-        for edge in node.edges:
-            if edge is not None:
-                if edge[0] not in edges_into:
-                    stack.append(edge[0])
-                edges_into[edge[0]] = edges_into.get(edge[0], 0) + 1
+        for parent, _ in filter(None, node.edges):
+            if parent not in edges_into:
+                stack.append(parent)
+            edges_into[parent] = edges_into.get(parent, 0) + 1
     return edges_into
 
 
@@ -120,14 +116,12 @@ def run_backward(
         for i, hook in node.hooks:
             if dys[i] is not None:
                 hook(dys[i])
-        if all(dy is None for dy in dys):
-            dxs: tuple[Array | None, ...] = (None,) * len(node.edges)
-        else:
-            assert backward is not None
+        dxs: tuple[Array | None, ...] = (None,) * len(node.edges)
+        if backward is not None and any(dy is not None for dy in dys):
             dxs = backward(dys[0] if node.n_outputs == 1 else dys)
-        for edge, dx in zip(node.edges, dxs):
+        for i, edge in enumerate(node.edges):
             if edge is not None:
-                send(edge, dx)
+                send(edge, dxs[i])
 
 
 def is_grad_enabled() -> bool:

@@ -186,7 +186,8 @@ def wrap(xp: Any, value: Any, node: Node | None) -> Any:
                 result.node, result.output = node, i
         return results
     result = Tensor(np.asarray(value) if isinstance(value, np.generic) else value)
-    result.node = node
+    if node is not None and result.is_floating_point():  # x.long() sends no gradient back
+        result.node = node
     return result
 
 

@@ -163,7 +163,7 @@ class Tensor:
                 ".mean(), or give the gradient"
             )
         if isinstance(gradient, Tensor):
-            seed = gradient.array
+            seed = self.xp.astype(gradient.array, self.array.dtype)
             if gradient.shape != self.shape or gradient.xp is not self.xp:
                 raise GraphError(
                     f"backward: expected a gradient of shape {self.shape} on {self.device}, "

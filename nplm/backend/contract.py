@@ -9,38 +9,11 @@ the list. If an op has to know its backend, a function is missing: add it to bot
 # another array's; `reshape` takes a tuple; an index is made of slices, integers, None, Ellipsis.
 ATTRIBUTES = frozenset({"shape", "dtype", "ndim", "reshape"})
 
-OPERATORS = frozenset(
-    f"__{name}__"
-    for name in [
-        "add",
-        "radd",
-        "iadd",
-        "sub",
-        "rsub",
-        "isub",
-        "mul",
-        "rmul",
-        "imul",
-        "truediv",
-        "rtruediv",
-        "itruediv",
-        "neg",
-        "pow",
-        "rpow",
-        "matmul",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "and",
-        "or",
-        "invert",
-        "getitem",
-        "setitem",
-    ]  # noqa: SIM905: a table of words reads better
-)
+OPERATORS = frozenset(f"__{name}__" for name in [
+    "add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "truediv", "rtruediv",
+    "itruediv", "neg", "pow", "rpow", "eq", "ne", "lt", "le", "gt", "ge", "and", "rand", "or",
+    "ror", "getitem", "setitem",
+])  # fmt: skip
 
 # name(arguments): what differs between the two libraries, where something does
 FUNCTIONS = {
@@ -48,7 +21,7 @@ FUNCTIONS = {
     "zeros": "(shape, like, dtype=None)",
     "ones": "(shape, like, dtype=None)",
     "full": "(shape, value, like, dtype=None)",
-    "arange": "(n, like): 0 .. n-1 as int64",
+    "copy": "(x): the same values in contiguous memory of their own",
     # dtypes
     "astype": "(x, dtype): x itself when it has that dtype",
     "is_floating": "(x) -> bool",

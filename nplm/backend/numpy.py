@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import Any
 
 import numpy as np
@@ -61,10 +62,6 @@ def ones(shape, like, dtype=None):
 
 def full(shape, value, like, dtype=None):
     return np.full(shape, value, dtype or like.dtype)
-
-
-def arange(n, like):
-    return np.arange(n)
 
 
 # ---- dtypes --------------------------------------------------------------------------------------
@@ -134,7 +131,25 @@ def erf(x):
 
 
 # ---- reductions ----------------------------------------------------------------------------------
-sum, mean, any, all, cumsum = np.sum, np.mean, np.any, np.all, np.cumsum
+def _wide(x):
+    """Integers and booleans are added up as int64: NumPy alone would make uint64 of uint8."""
+    return None if x.dtype in FLOATING else np.int64
+
+
+def sum(x, axis=None, keepdims=False):
+    return np.sum(x, axis=axis, dtype=_wide(x), keepdims=keepdims)
+
+
+def mean(x, axis=None, keepdims=False):
+    total = np.sum(x, axis=axis, keepdims=keepdims)
+    return total / (x.size // builtins.max(total.size, 1))  # np.mean warns where 0 / 0 is NaN
+
+
+def cumsum(x, axis):
+    return np.cumsum(x, axis, _wide(x))
+
+
+any, all = np.any, np.all
 amax, amin, argmax, argmin = np.max, np.min, np.argmax, np.argmin
 
 
@@ -152,9 +167,14 @@ def _basic_and_advanced(x, key):
     """
     key = list(key) if isinstance(key, tuple) else [key]
     key = [np.asarray(k) if isinstance(k, list) else k for k in key]
+    key = [
+        int(k) if isinstance(k, np.ndarray) and not k.ndim and k.dtype != bool else k for k in key
+    ]
     arrays = [isinstance(k, np.ndarray) for k in key]
     if True not in arrays:
-        return tuple(key), None
+        return (*key, Ellipsis) if Ellipsis not in key else tuple(
+            key
+        ), None  # a view, never a number
     used = [0 if k is None else k.ndim if a and k.dtype == bool else 1 for k, a in zip(key, arrays)]
     if Ellipsis not in [k for k, a in zip(key, arrays) if not a]:
         key, arrays, used = [*key, Ellipsis], [*arrays, False], [*used, 0]
@@ -177,6 +197,15 @@ def _basic_and_advanced(x, key):
 def getitem(x, key):
     basic, advanced = _basic_and_advanced(x, key)
     return x[basic] if advanced is None else x[basic][advanced]
+
+
+def assign(x, key, values):
+    """x[key] = values, for `Tensor.__setitem__`: not an op's business."""
+    basic, advanced = _basic_and_advanced(x, key)
+    if advanced is None:
+        x[basic] = values
+    else:
+        x[basic][advanced] = values
 
 
 def add_at(shape, key, values):

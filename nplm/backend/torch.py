@@ -83,10 +83,6 @@ def full(shape, value, like, dtype=None):
     return torch.full(shape, value, dtype=_native(dtype or like.dtype), device=like.device)
 
 
-def arange(n, like):
-    return torch.arange(n, device=like.device)
-
-
 # ---- dtypes --------------------------------------------------------------------------------------
 def astype(x, dtype):
     return x.to(_native(dtype))
@@ -148,7 +144,9 @@ def _over(reduce):
 
     def reduced(x, axis=None, keepdims=False):
         axes = tuple(range(x.ndim)) if axis is None else axis
-        return reduce(x, dim=axes, keepdim=keepdims) if axes != () else x
+        if axes == ():  # one element each, which is not `x` itself: the memory is not shared
+            return reduce(x.unsqueeze(0), dim=0)
+        return reduce(x, dim=axes, keepdim=keepdims)
 
     return reduced
 
@@ -190,6 +188,11 @@ def _key(x, key):
 
 def getitem(x, key):
     return x[_key(x, key)]
+
+
+def assign(x, key, values):
+    """x[key] = values, for `Tensor.__setitem__`: not an op's business."""
+    x[_key(x, key)] = values
 
 
 def add_at(shape, key, values):

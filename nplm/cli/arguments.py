@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import re
-from typing import TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from nplm.errors import ConfigError
 
@@ -26,7 +26,7 @@ def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
         ) from None
     made, extra = tyro.cli(config, args=arguments, prog=prog, return_unknown_args=True)
     if extra:
-        known = _flags(config, prog)
+        known = _flags(config)
         raise ConfigError("; ".join(_unknown(word, known) for word in extra if word[:1] == "-")
                           or f"unexpected argument {extra[0]!r}; see {prog} --help")  # fmt: skip
     return made
@@ -37,9 +37,12 @@ def _unknown(flag: str, known: list[str]) -> str:
     return f"unknown flag {flag!r}" + (f"; did you mean {near[0]}?" if near else "; see --help")
 
 
-def _flags(config: type[Config], prog: str) -> list[str]:
-    """Every flag that tyro's parser for `config` knows."""
-    import tyro
-
-    parser = tyro.extras.get_parser(config, prog=prog)
-    return re.findall(r"--[a-z][a-z0-9.-]+", parser.format_help())
+def _flags(config: Any, prefix: str = "--") -> list[str]:
+    """Every flag of a dataclass, those of dataclasses inside it with a dot."""
+    flags = ["--help"] if prefix == "--" else []
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        name = prefix + field.name.replace("_", "-")
+        nested = dataclasses.is_dataclass(hints[field.name])
+        flags += _flags(hints[field.name], name + ".") if nested else [name]
+    return flags

@@ -14,6 +14,10 @@ def _reflected(op: Any) -> Any:
     return lambda self, other: op(other, self)
 
 
+def _bitwise(name: str) -> Any:
+    return lambda self, *others: api.bitwise(name, self, *others)
+
+
 def _bind() -> None:
     e = elementwise
     operators = {
@@ -26,23 +30,27 @@ def _bind() -> None:
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(Tensor, f"__{name}__", getattr(e, name))
     special = {
-        "__neg__": e.neg, "__abs__": e.abs, "__and__": e.logical_and, "__or__": e.logical_or,
-        "__invert__": e.logical_not, "__getitem__": api.getitem, "__setitem__": inplace.setitem,
+        "__neg__": e.neg, "__abs__": e.abs,
+        "__getitem__": api.getitem, "__setitem__": inplace.setitem,
         "view": api.reshape, "bool": api.to_bool, "float": api.to_float32, "double": api.to_float64,
         "long": api.to_int64, "max": api.max_of, "min": api.min_of, "matmul": linear.matmul,
         "type": api.to, "swapaxes": shape.transpose,
     }  # fmt: skip
+    for name in ("and", "or"):
+        setattr(Tensor, f"__{name}__", _bitwise(name))
+        setattr(Tensor, f"__r{name}__", _bitwise(name))
+    setattr(Tensor, "__invert__", _bitwise("not"))
     for name, method in special.items():
         setattr(Tensor, name, method)
     methods = {
         e: """add sub mul div neg pow maximum minimum clamp exp log sqrt rsqrt tanh sigmoid sin cos
             erf abs sign eq ne lt le gt ge logical_and logical_or logical_not isnan isfinite
             isinf""",
-        reduce: "sum mean amax amin var logsumexp norm cumsum argmax argmin any all",
+        reduce: "sum mean amax amin var logsumexp cumsum argmax argmin any all",
         activation: "relu softmax log_softmax",
         shape: "transpose tril triu",
         api: """reshape permute expand flip t squeeze unsqueeze flatten split chunk unbind
-            masked_fill gather index_select std allclose to type_as cpu contiguous clone""",
+            masked_fill gather index_select std norm allclose to type_as cpu contiguous clone""",
         inplace: "add_ sub_ mul_ div_ fill_ zero_ copy_ clamp_",
     }
     for module, names in methods.items():

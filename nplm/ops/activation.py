@@ -50,6 +50,11 @@ def swiglu(xp, gate, up):
 
     Twin: torch.nn.functional.silu(gate) * up
     """
+    if gate.shape != up.shape:
+        raise RuntimeError(
+            f"swiglu: expected gate and up of one shape, got {tuple(gate.shape)} and "
+            f"{tuple(up.shape)}"
+        )
     s = xp.sigmoid(gate)
     a = gate * s
 

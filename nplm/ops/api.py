@@ -14,7 +14,7 @@ import numpy as np
 from nplm.autograd.op import op
 from nplm.autograd.tensor import Tensor, tensor
 from nplm.backend import namespace_for
-from nplm.backend.dtypes import float32, float64, int64
+from nplm.backend.dtypes import bool_, float32, float64, int64
 from nplm.ops import elementwise, reduce, shape
 from nplm.ops.creation import size_of
 from nplm.ops.reduce import axes_of
@@ -114,7 +114,9 @@ def split(input: Tensor, split_size_or_sections: int | Sequence[int], dim: int =
 
 def chunk(input: Tensor, chunks: int, dim: int = 0) -> Any:
     """At most `chunks` pieces of equal size along dim, the last one smaller."""
-    return split(input, max(-(-input.shape[dim] // chunks), 1), dim)
+    if input.shape[dim] == 0:
+        return shape.split(input, [0] * chunks, dim)
+    return split(input, -(-input.shape[dim] // chunks), dim)
 
 
 def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
@@ -160,6 +162,14 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     return getitem(input, (slice(None),) * axis + (index,))
 
 
+def bitwise(name: str, input: Tensor, *others: Any) -> Tensor:
+    """`&`, `|` and `~` of booleans; torch's bitwise ones of integers are not here."""
+    for x in (input, *others):
+        if (x.dtype if isinstance(x, Tensor) else type(x)) not in (bool_, bool):
+            raise TypeError(f"{name}: expected booleans; compare first, or use nplm.logical_{name}")
+    return getattr(elementwise, f"logical_{name}")(input, *others)
+
+
 # ---- reductions ----------------------------------------------------------------------------------
 def _extreme(name: str, input: Tensor, dim: Any, keepdim: bool) -> Any:
     if isinstance(dim, Tensor):
@@ -180,8 +190,17 @@ def min_of(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
 
 
 def std(input: Tensor, dim: Any = None, *, correction: float = 1, keepdim: bool = False) -> Tensor:
-    """The square root of `var`."""
-    return elementwise.sqrt(reduce.var(input, dim, correction=correction, keepdim=keepdim))
+    """The square root of `var`; the gradient is 0 where all elements are equal, as in torch."""
+    n = reduce.count(input, axes_of("std", dim, input.ndim)) - correction
+    centred = input - reduce.mean(input, dim, True)
+    return reduce.norm(centred, dim, keepdim) / tensor(n, input.dtype, input.device).clamp(0).sqrt()
+
+
+def norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Tensor:
+    """The Euclidean norm, p = 2 or "fro"."""
+    if p not in (2, "fro"):
+        raise NotImplementedError(f"norm: p={p!r} is not supported; expected 2")
+    return reduce.norm(input, dim, keepdim)
 
 
 def allclose(

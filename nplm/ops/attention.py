@@ -3,6 +3,7 @@
 import math
 
 from nplm.autograd.op import op
+from nplm.ops.dropout import dropout_scale
 from nplm.ops.elementwise import unbroadcast
 
 
@@ -66,7 +67,7 @@ def attention(xp, q, k, v, mask=None, keep=None, causal: bool = False, scale: fl
     e = xp.exp(scores - xp.where(top == -math.inf, xp.zeros((), top), top))
     total = xp.sum(e, axis=-1, keepdims=True)
     p = e / xp.where(total == 0, xp.ones((), total), total)  # (..., H, T, S)
-    keep_scale = None if keep is None else xp.astype(keep, p.dtype) / (1 - dropout_p)
+    keep_scale = None if keep is None else dropout_scale(xp, keep, p, dropout_p)
     dropped = p if keep is None else p * keep_scale
 
     def rows(x):  # (..., H, T, N) -> (..., G, H/G T, N)
@@ -80,6 +81,6 @@ def attention(xp, q, k, v, mask=None, keep=None, causal: bool = False, scale: fl
         dq = xp.matmul(rows(ds), k).reshape(q.shape) * scale
         dk = xp.matmul(xp.swapaxes(rows(ds), -1, -2), grouped) * scale
         dmask = unbroadcast(xp, ds, mask) if mask is not None else None
-        return dq, unbroadcast(xp, dk, k), unbroadcast(xp, dv, v), dmask
+        return dq, unbroadcast(xp, dk, k), unbroadcast(xp, dv, v), dmask, None
 
     return xp.matmul(rows(dropped), v).reshape((*batch, H, T, E)), backward

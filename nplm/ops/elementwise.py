@@ -143,8 +143,10 @@ def clamp(xp, x, min: float | None = None, max: float | None = None):
     """y = x held in [min, max]; the gradient passes inside, ends included.   Twin: torch.clamp"""
     if min is None and max is None:
         raise ValueError("clamp: expected min or max, got neither; give at least one of them")
-    y = x if min is None else xp.maximum(x, min)
-    y = y if max is None else xp.minimum(y, max)
+    low, x = (None, x) if min is None else xp.promote(min, x)  # integers in [0.5, ..] are floats
+    high, x = (None, x) if max is None else xp.promote(max, x)
+    y = x if min is None else xp.maximum(x, low)
+    y = y if max is None else xp.minimum(y, high)
 
     def backward(dy):
         inside = xp.ones(x.shape, dy)

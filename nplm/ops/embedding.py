@@ -1,5 +1,7 @@
 """Embedding: rows of a table, picked by token."""
 
+import math
+
 from nplm.autograd.op import op
 
 
@@ -15,7 +17,7 @@ def embedding(xp, ids, weight, padding_idx: int | None = None):
     V, C = weight.shape
 
     def backward(dy):
-        dweight = xp.sum_rows(dy.reshape((-1, C)), ids.reshape((-1,)), V)
+        dweight = xp.sum_rows(dy.reshape((math.prod(ids.shape), C)), ids.reshape((-1,)), V)
         if padding_idx is not None:
             dweight[padding_idx] = 0.0
         return None, dweight

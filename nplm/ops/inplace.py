@@ -8,18 +8,32 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from nplm.autograd.op import common_namespace
 from nplm.autograd.tensor import Tensor, in_place_target
 from nplm.ops.api import raw_key
 
 
-def _operand(value: Any) -> Any:
-    return value.array if isinstance(value, Tensor) else value
+def _operand(target: Tensor, value: Any, what: str) -> Any:
+    """A number, or the array of a tensor that lies on the same device."""
+    if isinstance(value, Tensor):
+        common_namespace(what, [target, value])
+        return value.array
+    if isinstance(value, np.generic):
+        return value.item()
+    if not isinstance(value, bool | int | float):
+        raise TypeError(
+            f"{what}: expected a Tensor or a number, got {type(value).__name__}: "
+            "wrap it with nplm.tensor(...)"
+        )
+    return value
 
 
 def add_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
     """self += alpha * other"""
     array = in_place_target(self, "add_")
-    other = _operand(other)
+    other = _operand(self, other, "add_")
     array += other if alpha == 1 else alpha * other
     return self
 
@@ -27,7 +41,7 @@ def add_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
 def sub_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
     """self -= alpha * other"""
     array = in_place_target(self, "sub_")
-    other = _operand(other)
+    other = _operand(self, other, "sub_")
     array -= other if alpha == 1 else alpha * other
     return self
 
@@ -35,26 +49,27 @@ def sub_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
 def mul_(self: Tensor, other: Any) -> Tensor:
     """self *= other"""
     array = in_place_target(self, "mul_")
-    array *= _operand(other)
+    array *= _operand(self, other, "mul_")
     return self
 
 
 def div_(self: Tensor, other: Any) -> Tensor:
     """self /= other"""
     array = in_place_target(self, "div_")
-    array /= _operand(other)
+    array /= _operand(self, other, "div_")
     return self
 
 
 def fill_(self: Tensor, value: float) -> Tensor:
     """Every element becomes `value`."""
-    in_place_target(self, "fill_")[...] = _operand(value)
+    in_place_target(self, "fill_")[...] = _operand(self, value, "fill_")
     return self
 
 
 def zero_(self: Tensor) -> Tensor:
     """Every element becomes 0."""
-    return fill_(self, 0)
+    in_place_target(self, "zero_")[...] = 0
+    return self
 
 
 def copy_(self: Tensor, source: Tensor) -> Tensor:
@@ -76,4 +91,5 @@ def clamp_(self: Tensor, min: float | None = None, max: float | None = None) -> 
 
 def setitem(self: Tensor, key: Any, value: Any) -> None:
     """self[key] = value"""
-    in_place_target(self, "setitem")[raw_key(key)] = _operand(value)
+    array = in_place_target(self, "setitem")
+    self.xp.assign(array, raw_key(key), _operand(self, value, "setitem"))

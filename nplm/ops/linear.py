@@ -1,7 +1,15 @@
 """Matrix products: `matmul` of any rank and `linear`, the op that most of training is made of."""
 
+import math
+
 from nplm.autograd.op import op
 from nplm.ops.elementwise import unbroadcast
+
+
+def _check_dtypes(name, x, y):
+    """Products do not promote, as in torch: a float64 weight in a float32 model is a mistake."""
+    if x.dtype != y.dtype:
+        raise RuntimeError(f"{name}: expected operands of one dtype, got {x.dtype} and {y.dtype}")
 
 
 @op(needs=True)
@@ -11,6 +19,7 @@ def matmul(xp, x, y):
     dx = dz y^T, dy = x^T dz. A vector on the left is a row, on the right a column.
     Twin: torch.matmul
     """
+    _check_dtypes("matmul", x, y)
     if 0 in (x.ndim, y.ndim):
         raise RuntimeError("matmul: both arguments need at least one axis; use * for numbers")
     a = x if x.ndim > 1 else x.reshape((1, x.shape[0]))
@@ -40,12 +49,13 @@ def linear(xp, x, weight, bias=None):
     y = x weight^T + bias   dx = dy weight, dweight = dy^T x, dbias = sum of dy over the rows
     Twin: torch.nn.functional.linear
     """
+    _check_dtypes("linear", x, weight)
     O, I = weight.shape
     if x.ndim == 0 or x.shape[-1] != I:
         raise RuntimeError(
             f"linear: expected inputs with {I} features for weight {(O, I)}, got {tuple(x.shape)}"
         )
-    rows = x.reshape((-1, I)) if I else x.reshape((x.shape[0] if x.ndim > 1 else 1, 0))  # (N, I)
+    rows = x.reshape((math.prod(x.shape[:-1]), I))  # (N, I)
     y = xp.matmul(rows, xp.swapaxes(weight, 0, 1))  # (N, O)
     if bias is not None:
         y += bias

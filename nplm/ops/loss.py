@@ -33,6 +33,11 @@ def _targets(xp, name, x, targets, weight, ignore_index):
     return counted, safe.reshape((-1, 1)), w, xp.sum(w)
 
 
+def _to_rows(xp, dy, counted):
+    """The gradient of every row's loss (N,): nothing for ignored rows, were `dy` 1 / 0 even."""
+    return xp.where(counted, dy, xp.zeros((), dy))
+
+
 @op
 def cross_entropy(xp, logits, targets, weight=None, ignore_index: int = -100,
                   reduction: str = "mean", label_smoothing: float = 0.0):  # fmt: skip
@@ -52,11 +57,11 @@ def cross_entropy(xp, logits, targets, weight=None, ignore_index: int = -100,
     share = label_smoothing / V
     if label_smoothing:
         each = logp if weight is None else logp * weight
-        smooth = -xp.sum(each, axis=1) * xp.astype(counted, logp.dtype)
+        smooth = xp.where(counted, -xp.sum(each, axis=1), xp.zeros((), logp))
         losses = (1 - label_smoothing) * losses + share * smooth
 
     def backward(dy):
-        d = xp.astype(counted, logp.dtype) * (dy / norm if reduction == "mean" else dy)  # (N,)
+        d = _to_rows(xp, dy / norm if reduction == "mean" else dy, counted)  # (N,)
         hit = (d * w * (1 - label_smoothing)).reshape((N, 1))
         p = xp.exp(logp)
         dlogits = p * hit + xp.scatter_add((N, V), safe, -hit, 1)
@@ -64,7 +69,7 @@ def cross_entropy(xp, logits, targets, weight=None, ignore_index: int = -100,
             classes = xp.ones((V,), logp) if weight is None else weight
             d = d.reshape((N, 1)) * share
             dlogits = dlogits + d * (p * xp.sum(classes) - classes)
-        return (dlogits,)
+        return dlogits, None, None
 
     return _reduce(xp, losses, norm, reduction), backward
 
@@ -80,8 +85,8 @@ def nll_loss(xp, logp, targets, weight=None, ignore_index: int = -100, reduction
     losses = xp.where(counted, losses, xp.zeros((), losses))
 
     def backward(dy):
-        d = -w * (dy / norm if reduction == "mean" else dy)  # (N,)
-        return (xp.scatter_add(logp.shape, safe, d.reshape((-1, 1)), 1),)
+        d = -w * _to_rows(xp, dy / norm if reduction == "mean" else dy, counted)  # (N,)
+        return xp.scatter_add(logp.shape, safe, d.reshape((w.shape[0], 1)), 1), None, None
 
     return _reduce(xp, losses, norm, reduction), backward
 

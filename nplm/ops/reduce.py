@@ -23,6 +23,16 @@ def axes_of(name, dim, ndim):
     return axes if ndim else ()
 
 
+def axis_of(name, dim, ndim):
+    """One `dim` as an axis >= 0; 0 for a 0-d tensor, which the caller sees as one row."""
+    return (*axes_of(name, int(dim), ndim), 0)[0]
+
+
+def as_row(x):
+    """`x`, or a 0-d `x` with one axis: torch lets it be gathered, cumulated and searched too."""
+    return x if x.ndim else x.reshape((1,))
+
+
 def kept(x, axes):
     """The shape of `x` with the axes reduced to 1: what `keepdim` gives, ready to broadcast."""
     return tuple(1 if i in axes else n for i, n in enumerate(x.shape))
@@ -94,16 +104,16 @@ def _dropped(x, axes):
 
 def _extreme_along(xp, x, argbest, name, dim, keepdim):
     """(values, indices) of the first best element along one axis; only it gets the gradient."""
-    axes = axes_of(name, dim, x.ndim)
-    if len(axes) != 1:
+    if not isinstance(dim, int):
         raise TypeError(f"{name}: expected one axis for (values, indices), got {dim}; use a{name}")
-    indices = argbest(x, axis=axes[0], keepdims=True)
-    values = xp.gather(x, indices, axes[0])
-    shape = kept(x, axes) if keepdim else _dropped(x, axes)
+    axis, row = axis_of(name, dim, x.ndim), as_row(x)
+    indices = argbest(row, axis=axis, keepdims=True)
+    values = xp.gather(row, indices, axis)
+    shape = kept(x, (axis,)) if keepdim else _dropped(x, (axis,))
 
     def backward(dys):
         dvalues = dys[0].reshape(indices.shape)
-        return (xp.scatter_add(x.shape, indices, dvalues, axes[0]),)
+        return (xp.scatter_add(row.shape, indices, dvalues, axis).reshape(x.shape),)
 
     return (values.reshape(shape), indices.reshape(shape)), backward
 
@@ -125,21 +135,20 @@ def var(xp, x, dim: Dim = None, correction: float = 1, keepdim: bool = False):
     """y = sum((x - mean)**2) / (n - correction)   Twin: torch.var"""
     axes = axes_of("var", dim, x.ndim)
     centred = x - xp.mean(x, axis=axes, keepdims=True)
-    n = max(count(x, axes) - correction, 0)
+    n = count(x, axes) - correction
     total = xp.sum(centred * centred, axis=axes, keepdims=keepdim)
-    y = total / n if n else total * float("nan")  # 0 / 0, as torch has it
 
     def backward(dy):
-        return (centred * (dy.reshape(kept(x, axes)) * (2 / n if n else float("nan"))),)
+        return (centred * (dy.reshape(kept(x, axes)) * (2 / n if n else float("inf"))),)
 
-    return y, backward
+    return total / n if n > 0 else total * float("inf"), backward  # too few: inf or NaN, as torch
 
 
 @op
 def logsumexp(xp, x, dim: Dim, keepdim: bool = False):
     """y = log(sum(exp(x))), without overflow   Twin: torch.logsumexp"""
     axes = axes_of("logsumexp", dim, x.ndim)
-    top = xp.amax(x, axis=axes, keepdims=True)
+    top = xp.amax(x, axis=axes, keepdims=True) if count(x, axes) else xp.zeros(kept(x, axes), x)
     top = xp.where(xp.abs(top) < float("inf"), top, xp.zeros((), top))  # inf - inf is NaN
     y = xp.log(xp.sum(xp.exp(x - top), axis=axes, keepdims=True)) + top
 
@@ -165,12 +174,12 @@ def norm(xp, x, dim: Dim = None, keepdim: bool = False):
 @op
 def cumsum(xp, x, dim: int):
     """y[i] = x[0] + ... + x[i] along dim   Twin: torch.cumsum"""
-    axis = (*axes_of("cumsum", dim, x.ndim), 0)[0]
+    axis = axis_of("cumsum", dim, x.ndim)
 
     def backward(dy):  # x[i] is part of every y[j >= i]
-        return (xp.flip(xp.cumsum(xp.flip(dy, axis), axis), axis),)
+        return (xp.flip(xp.cumsum(xp.flip(as_row(dy), axis), axis), axis).reshape(x.shape),)
 
-    return xp.cumsum(x, axis), backward
+    return xp.cumsum(as_row(x), axis).reshape(x.shape), backward
 
 
 # ---- no gradient ---------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from nplm.autograd.op import op
 from nplm.ops.elementwise import unbroadcast
-from nplm.ops.reduce import axes_of
+from nplm.ops.reduce import as_row, axes_of, axis_of
 
 
 @op
@@ -46,19 +47,26 @@ def expand(xp, x, shape: tuple[int, ...]):
 @op
 def flip(xp, x, dims: tuple[int, ...]):
     """The order along the axes reversed.   Twin: torch.flip"""
-    axes = axes_of("flip", dims, x.ndim)
+    axes = axes_of("flip", dims, x.ndim) if dims else ()
     return xp.flip(x, axes), lambda dy: (xp.flip(dy, axes),)
+
+
+def _check_matrix(name, x):
+    if x.ndim < 2:
+        raise RuntimeError(f"{name}: expected at least 2 axes, got {tuple(x.shape)}")
 
 
 @op
 def tril(xp, x, diagonal: int = 0):
     """The lower triangle of the last two axes, 0 above.   Twin: torch.tril"""
+    _check_matrix("tril", x)
     return xp.tril(x, diagonal), lambda dy: (xp.tril(dy, diagonal),)
 
 
 @op
 def triu(xp, x, diagonal: int = 0):
     """The upper triangle of the last two axes, 0 below.   Twin: torch.triu"""
+    _check_matrix("triu", x)
     return xp.triu(x, diagonal), lambda dy: (xp.triu(dy, diagonal),)
 
 
@@ -70,10 +78,15 @@ def getitem(xp, x, key: object):
 
 
 @op
-def gather(xp, x, dim: int, index: object):
+def gather(xp, x, dim: int, index: Any):
     """y[i][j] = x[index[i][j]][j] for dim 0; index (array) may be smaller.   Twin: torch.gather"""
-    axis = axes_of("gather", dim, x.ndim)[0]
-    return xp.gather(x, index, axis), lambda dy: (xp.scatter_add(x.shape, index, dy, axis),)
+    axis, row = axis_of("gather", dim, x.ndim), as_row(x)
+    places = as_row(index)
+
+    def backward(dy):
+        return (xp.scatter_add(row.shape, places, as_row(dy), axis).reshape(x.shape),)
+
+    return xp.gather(row, places, axis).reshape(index.shape), backward
 
 
 # ---- joining and splitting -----------------------------------------------------------------------
