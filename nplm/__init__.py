@@ -5,9 +5,10 @@ B batch, T time (positions), C channels, H heads, D head size, V vocabulary.
 """
 
 from nplm import random
+from nplm.autograd.factory import as_tensor, tensor
 from nplm.autograd.graph import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from nplm.autograd.op import reference
-from nplm.autograd.tensor import Tensor, as_tensor, tensor
+from nplm.autograd.tensor import Tensor
 from nplm.backend.dtypes import (
     bool_,
     float32,

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from nplm import random
+from nplm.autograd.factory import tensor
 from nplm.autograd.graph import no_grad
-from nplm.autograd.tensor import Tensor, tensor
+from nplm.autograd.tensor import Tensor
 from nplm.errors import ConfigError, DataError
 from nplm.nn.functional import softmax
 from nplm.random import Generator

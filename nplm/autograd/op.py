@@ -8,64 +8,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from nplm.autograd.graph import Node, flags
+from nplm.autograd.overrides import KNOWN, OVERRIDES, choose, override, reference
 from nplm.autograd.tensor import Tensor
 from nplm.errors import BackendError
 
 OPS: dict[str, Op] = {}
 UPDATES: dict[str, Update] = {}
-OVERRIDES: dict[tuple[str, str], list[tuple[Callable[..., bool] | None, Callable[..., Any]]]] = {}
-_kernels_loaded: set[str] = set()
-_always_reference = os.environ.get("NPLM_REFERENCE", "0") not in ("", "0")
 
-
-def choose(name: str, xp: ModuleType, arrays: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """The backend's override of `name` that accepts these arguments, or None: the reference."""
-    if flags.reference or _always_reference:
-        return None
-    if xp.name not in _kernels_loaded:  # the first dispatch to a backend loads its kernels
-        _kernels_loaded.add(xp.name)
-        if find_spec(f"nplm.backend.{xp.name}_kernels"):
-            import_module(f"nplm.backend.{xp.name}_kernels")
-    for when, kernel in OVERRIDES.get((name, xp.name), ()):
-        if when is None or when(*arrays, **options):
-            return kernel
-    return None
-
-
-def override(name: str, *, backend: str, when: Callable[..., bool] | None = None) -> Any:
-    """Replace a whole op or update on one backend: same signature, forward and backward together.
-
-    `when(*arrays, **options)` may decline; later overrides are asked first.
-    """
-
-    def register(kernel: Callable[..., Any]) -> Callable[..., Any]:
-        if name not in OPS and name not in UPDATES:
-            raise KeyError(f"override: there is no op or update named '{name}'")
-        OVERRIDES.setdefault((name, backend), []).insert(0, (when, kernel))
-        return kernel
-
-    return register
-
-
-@contextmanager
-def reference() -> Iterator[None]:
-    """Use only the readable reference ops on this thread; `NPLM_REFERENCE=1` does so everywhere."""
-    before, flags.reference = flags.reference, True
-    try:
-        yield
-    finally:
-        flags.reference = before
+__all__ = ["OPS", "OVERRIDES", "UPDATES", "Op", "Update", "op", "override", "reference", "update"]
 
 
 def common_namespace(name: str, tensors: list[Tensor]) -> Any:
@@ -100,6 +56,7 @@ class Op:
         self.array_names = [p.name for p in arrays]
         self.option_names = [p.name for p in parameters[len(arrays) :]]
         OPS[self.name] = self
+        KNOWN.add(self.name)
 
     def split(self, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
         """The array arguments; positional options move into `options`."""
@@ -131,9 +88,9 @@ class Op:
             error.add_note(f"in nplm op '{self.name}' with inputs {shapes} and options {options}")
             raise
         if backward is None or True not in needs:
-            return wrap(xp, value, None)
+            return wrap(value, None)
         edges = tuple((x.node, x.output) if need else None for x, need in zip(inputs, needs))
-        return wrap(xp, value, self._node(xp, value, backward, edges, needs))
+        return wrap(value, self._node(xp, value, backward, edges, needs))
 
     def _array(self, x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -148,13 +105,10 @@ class Op:
         )
 
     def _node(self, xp: Any, value: Any, backward: Any, edges: Any, needs: Any) -> Node:
-        if self.needs:
-            backward = functools.partial(_call_with_needs, backward, needs)
-
+        every = functools.partial(backward, needs=needs) if self.needs else backward
         if not isinstance(value, tuple):
-            return Node(self.name, edges, backward)
+            return Node(self.name, edges, every)
         like = [(v.shape, v.dtype) for v in value]  # outputs that nobody used send zeros
-        every = backward
 
         def fill(dys: Any) -> Any:
             dys = dys if isinstance(dys, tuple) else (dys,)  # one output arrives bare
@@ -173,21 +127,13 @@ class Op:
         return f"<op {self.name}>"
 
 
-def _call_with_needs(backward: Any, needs: tuple[bool, ...], dy: Any) -> Any:
-    return backward(dy, needs)
-
-
-def wrap(xp: Any, value: Any, node: Node | None) -> Any:
+def wrap(value: Any, node: Node | None, output: int = 0) -> Any:
     """The results of an op as Tensors that know the node which made them."""
     if isinstance(value, tuple):
-        results = tuple(wrap(xp, v, None) for v in value)
-        for i, result in enumerate(results):
-            if node is not None and result.is_floating_point():
-                result.node, result.output = node, i
-        return results
+        return tuple(wrap(v, node, i) for i, v in enumerate(value))
     result = Tensor(np.asarray(value) if isinstance(value, np.generic) else value)
     if node is not None and result.is_floating_point():  # x.long() sends no gradient back
-        result.node = node
+        result.node, result.output = node, output
     return result
 
 
@@ -206,6 +152,7 @@ class Update:
         self.raw = body
         self.name = body.__name__
         UPDATES[self.name] = self
+        KNOWN.add(self.name)
 
     def __call__(self, *lists: list[Tensor], **options: Any) -> None:
         """Lists of Tensors first, then options by name."""

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
-from nplm.autograd.graph import Array, Leaf, Node, flags, run_backward
-from nplm.backend import namespace_for, namespace_of
+from nplm.autograd.graph import Array, Leaf, Node, run_backward
+from nplm.autograd.operators import Operators
+from nplm.backend import namespace_of
 from nplm.backend.dtypes import FLOATING, get_default_dtype
 from nplm.errors import GraphError
 
 BackwardInto = dict["Tensor", Array]
 
 
-class Tensor:
+class Tensor(Operators):
     """An n-dimensional array that can record what is done to it.  Twin: torch.Tensor.
 
     array           the raw NumPy array or (detached) torch tensor; written in place by optimizers
@@ -42,28 +43,6 @@ class Tensor:
         self.hooks: list[Callable[[Tensor], None]] = []
         if requires_grad:
             self.requires_grad_()
-
-    if TYPE_CHECKING:  # bound in ops/__init__
-
-        def __getattr__(self, name: str) -> Any: ...
-        def __add__(self, other: Any) -> Tensor: ...
-        def __sub__(self, other: Any) -> Tensor: ...
-        def __mul__(self, other: Any) -> Tensor: ...
-        def __truediv__(self, other: Any) -> Tensor: ...
-        def __pow__(self, other: Any) -> Tensor: ...
-        def __matmul__(self, other: Any) -> Tensor: ...
-        def __neg__(self) -> Tensor: ...
-        def __eq__(self, other: object) -> Tensor: ...  # type: ignore[override]
-        def __ne__(self, other: object) -> Tensor: ...  # type: ignore[override]
-        def __lt__(self, other: Any) -> Tensor: ...
-        def __le__(self, other: Any) -> Tensor: ...
-        def __gt__(self, other: Any) -> Tensor: ...
-        def __ge__(self, other: Any) -> Tensor: ...
-        def __radd__(self, other: Any) -> Tensor: ...
-        def __rsub__(self, other: Any) -> Tensor: ...
-        def __rmul__(self, other: Any) -> Tensor: ...
-        def __rtruediv__(self, other: Any) -> Tensor: ...
-        def __getitem__(self, key: Any) -> Tensor: ...
 
     # ---- what it is ----------------------------------------------------------
     @property
@@ -278,44 +257,3 @@ class Tensor:
         if self.node is not None:
             details.append("requires_grad=True" if self.is_leaf else f"grad_fn={self.node}")
         return f"tensor({', '.join([values, *details])})"
-
-
-def tensor(
-    data: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
-) -> Tensor:
-    """A new tensor with a copy of `data` (numbers, nested lists, an array).  Twin: torch.tensor.
-
-    Python floats become the default dtype; arrays keep theirs.
-    """
-    if isinstance(data, Tensor):
-        data = data.detach().array
-    has_dtype = hasattr(data, "dtype")
-    array = data if has_dtype else np.asarray(data)
-    if array.dtype == object:
-        raise TypeError(f"tensor: expected numbers in a regular shape, got {type(data).__name__}")
-    if dtype is None and not has_dtype and array.dtype == np.float64:
-        dtype = get_default_dtype()
-    xp = namespace_for(device)
-    if xp.name == "numpy" and not isinstance(array, np.ndarray | np.generic):
-        array = namespace_of(array).to_numpy(array)  # a torch tensor comes to NumPy
-    return Tensor(xp.copy(xp.asarray(array, dtype, device)), requires_grad)
-
-
-def as_tensor(data: Any, dtype: Any = None, device: str = "cpu") -> Tensor:
-    """`data` as a tensor; memory is shared when it can be.  Twin: torch.as_tensor."""
-    if isinstance(data, Tensor) and data.device == device and dtype in (None, data.dtype):
-        return data
-    if isinstance(data, np.ndarray):
-        xp = namespace_for(device)
-        return Tensor(xp.asarray(data, dtype, device))
-    return tensor(data, dtype, device)
-
-
-def in_place_target(target: Tensor, what: str) -> Array:
-    """The array of `target` if it may be written now, else a GraphError.  For in-place methods."""
-    if flags.recording and target.requires_grad:
-        raise GraphError(
-            f"{what}: an in-place change of a tensor that requires a gradient is not recorded: "
-            "use `with nplm.no_grad():`, or the op that returns a new tensor"
-        )
-    return target.array

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nplm.errors import ConfigError
 
-NORMS, POSITIONS, ACTIVATIONS = (
-    ("layer", "rms"),
-    ("learned", "rope"),
-    ("gelu", "gelu_tanh", "swiglu"),
-)
+NORMS, POSITIONS = ("layer", "rms"), ("learned", "rope")
+ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu")
+
+SIZES = ("vocab_size", "context", "n_layer", "n_head", "n_embd")
+OPTIONAL_SIZES = ("n_kv_head", "n_hidden")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -40,19 +46,12 @@ class DecoderConfig:
         if problems:
             raise ConfigError("DecoderConfig: " + "; ".join(problems))
 
-    def _problems(self) -> Any:
-        for name in (
-            "vocab_size",
-            "context",
-            "n_layer",
-            "n_head",
-            "n_kv_head",
-            "n_embd",
-            "n_hidden",
-        ):
+    def _problems(self) -> Iterator[str]:
+        for name in (*SIZES, *OPTIONAL_SIZES):
             value = getattr(self, name)
-            optional = name in ("n_kv_head", "n_hidden")
-            if not (value is None and optional) and (type(value) is not int or value < 1):
+            if not (value is None and name in OPTIONAL_SIZES) and (
+                type(value) is not int or value < 1
+            ):
                 yield f"{name}: expected a positive integer, got {value!r}"
                 return
         if self.n_embd % self.n_head:
@@ -64,10 +63,14 @@ class DecoderConfig:
         for name, known in (("norm", NORMS), ("positions", POSITIONS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 yield f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}"
-        if not 0 <= self.dropout < 1:
-            yield f"dropout: expected a probability in [0, 1), got {self.dropout}"
-        if not self.norm_eps > 0:
-            yield f"norm_eps: expected a positive number, got {self.norm_eps}"
+        for name in ("bias", "tied"):
+            if type(getattr(self, name)) is not bool:
+                yield f"{name}: expected True or False, got {getattr(self, name)!r}"
+        if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
+            yield f"dropout: expected a probability in [0, 1), got {self.dropout!r}"
+        for name in ("norm_eps", "rope_theta"):
+            if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
+                yield f"{name}: expected a positive number, got {getattr(self, name)!r}"
 
     @property
     def kv_heads(self) -> int:

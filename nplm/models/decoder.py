@@ -12,7 +12,8 @@ from nplm.models.config import DecoderConfig
 from nplm.nn import functional as F
 from nplm.nn import init
 from nplm.nn.attention import CausalSelfAttention
-from nplm.nn.layers import MLP, Dropout, Embedding, LayerNorm, Linear, ModuleList, RMSNorm
+from nplm.nn.containers import ModuleList
+from nplm.nn.layers import MLP, Dropout, Embedding, LayerNorm, Linear, RMSNorm
 from nplm.nn.module import Module
 from nplm.ops.creation import arange
 
@@ -76,15 +77,14 @@ class Decoder(Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) int -> (B, T, V)"""
-        T = ids.shape[-1]
-        if ids.ndim != 2 or self.config.context < T:
+        if ids.ndim != 2 or self.config.context < ids.shape[1]:
             raise ValueError(
                 f"Decoder: expected tokens (B, T) with T at most {self.config.context} (context), "
                 f"got {ids.shape}"
             )
         x = self.wte(ids)  # (B, T, C)
         if self.config.positions == "learned":
-            x = x + self.wpe(arange(T).to(ids.device))
+            x = x + self.wpe(arange(ids.shape[1], device=ids.device))
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)

@@ -1,22 +1,11 @@
 """Layers, losses and what belongs to them, under torch.nn's names."""
 
 from nplm.nn import functional, init, utils
+from nplm.nn.activations import GELU, ReLU, SiLU
 from nplm.nn.attention import CausalSelfAttention
-from nplm.nn.layers import (
-    GELU,
-    MLP,
-    CrossEntropyLoss,
-    Dropout,
-    Embedding,
-    LayerNorm,
-    Linear,
-    ModuleList,
-    MSELoss,
-    ReLU,
-    RMSNorm,
-    Sequential,
-    SiLU,
-)  # fmt: skip
+from nplm.nn.containers import ModuleList, Sequential
+from nplm.nn.layers import MLP, Dropout, Embedding, LayerNorm, Linear, RMSNorm
+from nplm.nn.losses import CrossEntropyLoss, MSELoss
 from nplm.nn.module import Module, Parameter
 
 __all__ = [

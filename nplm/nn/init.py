@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
+
+import numpy as np
 
 from nplm import random
+from nplm.autograd.factory import as_tensor
 from nplm.autograd.graph import no_grad
-from nplm.autograd.tensor import Tensor, as_tensor
+from nplm.autograd.tensor import Tensor
 from nplm.random import Generator
 
 
@@ -24,6 +28,47 @@ def normal_(
     """Normal with the given mean and standard deviation."""
     draw = (generator or random.default_generator).normal(tensor.shape, mean, std, tensor.dtype)
     return _fill(tensor, as_tensor(draw))
+
+
+def trunc_normal_(
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Normal, restricted to [a, b] by drawing anew what is not accepted.
+
+    Normals are drawn and those outside rejected; where more than 0.7 of them would be, uniform
+    candidates x in [a, b] are accepted with probability density(x) / (its peak in [a, b]) instead.
+    """
+    if mean < a - 2 * std or mean > b + 2 * std:
+        warnings.warn(
+            "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
+            "The distribution of values may be incorrect.",
+            stacklevel=2,
+        )
+    g, kind, shape = generator or random.default_generator, tensor.dtype, tensor.shape
+    inside = _normal_cdf((b - mean) / std) - _normal_cdf((a - mean) / std)
+    out, pending = np.zeros(shape, kind), np.ones(shape, np.bool_)
+    log_peak = -0.5 * ((max(a, min(mean, b)) - mean) / std) ** 2
+    while True:  # a whole array is drawn in every round, as in torch
+        if inside > 0.3:
+            out = np.where(pending, g.normal(shape, mean, std, kind), out)
+            pending = (out < kind.type(a)) | (out > kind.type(b))
+        else:
+            candidates = g.uniform(shape, a, b, kind)
+            out = np.where(pending, candidates, out)
+            log_density = ((candidates - mean) / std) ** 2 * -0.5 - log_peak
+            with np.errstate(divide="ignore"):
+                pending &= np.log(g.uniform(shape, 0.0, 1.0, kind)) > log_density
+        if not pending.any():
+            return _fill(tensor, as_tensor(out))
+
+
+def _normal_cdf(x: float) -> float:
+    return (1.0 + math.erf(x / math.sqrt(2.0))) / 2.0
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
@@ -66,6 +111,9 @@ def kaiming_uniform_(
     generator: Generator | None = None,
 ) -> Tensor:
     """Uniform with variance gain**2 / fan   (He et al., 2015); `a` is leaky_relu's slope."""
+    if 0 in tensor.shape:
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
+        return tensor
     bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity)
     return uniform_(tensor, -bound, bound, generator)
 
@@ -78,6 +126,9 @@ def kaiming_normal_(
     generator: Generator | None = None,
 ) -> Tensor:
     """Normal with variance gain**2 / fan   (He et al., 2015); `a` is leaky_relu's slope."""
+    if 0 in tensor.shape:
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
+        return tensor
     return normal_(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity), generator)
 
 
@@ -105,6 +156,7 @@ def fans(tensor: Tensor) -> tuple[int, int]:
 
 
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
+    mode = mode.lower()
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"Mode {mode} not supported, please use one of ['fan_in', 'fan_out']")
     fan = fans(tensor)[mode == "fan_out"]

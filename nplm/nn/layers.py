@@ -6,9 +6,8 @@ Initial weights are torch's, draw by draw. `F` is nplm.nn.functional; twins are 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 from nplm.autograd.graph import no_grad
 from nplm.autograd.tensor import Tensor
@@ -133,7 +132,7 @@ class LayerNorm(Module):
 
     def extra_repr(self) -> str:
         """The settings that `repr` shows."""
-        affine = self.elementwise_affine
+        affine = f"{self.elementwise_affine}, bias={self.bias is not None}"
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={affine}"
 
 
@@ -173,51 +172,19 @@ class RMSNorm(Module):
 class Dropout(Module):
     """Elements become 0 with probability p, others are divided by 1 - p; off in `eval()`."""
 
-    def __init__(self, p: float = 0.5) -> None:
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
         if not 0 <= p <= 1:
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-        self.p = p
+        self.p, self.inplace = p, inplace
 
     def forward(self, input: Tensor) -> Tensor:
         """Any shape, kept."""
-        return F.dropout(input, self.p, self.training)
+        return F.dropout(input, self.p, self.training, self.inplace)
 
     def extra_repr(self) -> str:
         """The settings that `repr` shows."""
-        return f"p={self.p}"
-
-
-class ReLU(Module):
-    """y = max(x, 0)"""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Any shape, kept."""
-        return F.relu(input)
-
-
-class SiLU(Module):
-    """y = x sigmoid(x)"""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Any shape, kept."""
-        return F.silu(input)
-
-
-class GELU(Module):
-    """y = x Phi(x), exact or with approximate="tanh"."""
-
-    def __init__(self, approximate: str = "none") -> None:
-        super().__init__()
-        self.approximate = approximate
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Any shape, kept."""
-        return F.gelu(input, self.approximate)
-
-    def extra_repr(self) -> str:
-        """The settings that `repr` shows."""
-        return f"approximate={self.approximate!r}"
+        return f"p={self.p}, inplace={self.inplace}"
 
 
 class MLP(Module):
@@ -255,116 +222,6 @@ class MLP(Module):
     def extra_repr(self) -> str:
         """The settings that `repr` shows."""
         return f"activation={self.activation!r}"
-
-
-class CrossEntropyLoss(Module):
-    """F.cross_entropy with its options kept."""
-
-    def __init__(
-        self,
-        weight: Tensor | None = None,
-        size_average: None = None,
-        ignore_index: int = -100,
-        reduce: None = None,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.size_average, self.reduce = size_average, reduce
-        self.ignore_index, self.reduction = ignore_index, reduction
-        self.label_smoothing = label_smoothing
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """(N, V) or (N, V, ...), and targets -> () or the shape of the targets"""
-        return F.cross_entropy(
-            input, target, self.weight, self.size_average, self.ignore_index, self.reduce,
-            self.reduction, self.label_smoothing,
-        )  # fmt: skip
-
-
-class MSELoss(Module):
-    """F.mse_loss with its reduction kept."""
-
-    def __init__(
-        self, size_average: None = None, reduce: None = None, reduction: str = "mean"
-    ) -> None:
-        super().__init__()
-        self.size_average, self.reduce, self.reduction = size_average, reduce, reduction
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Two of one shape -> () or that shape"""
-        return F.mse_loss(input, target, self.size_average, self.reduce, self.reduction)
-
-
-class ModuleList(Module):
-    """A list whose modules are registered as "0", "1", ...   It has no forward."""
-
-    def __init__(self, modules: Iterable[Module] = ()) -> None:
-        super().__init__()
-        self.extend(modules)
-
-    def append(self, module: Module) -> ModuleList:
-        """Add one at the end."""
-        self.register_module(str(len(self)), module)
-        return self
-
-    def extend(self, modules: Iterable[Module]) -> ModuleList:
-        """Add several at the end."""
-        for module in modules:
-            self.append(module)
-        return self
-
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> ModuleList: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        modules = list(self._modules.values())
-        return type(self)(modules[index]) if isinstance(index, slice) else modules[index]
-
-    def __setitem__(self, index: int, module: Module) -> None:
-        self._modules[str(range(len(self))[index])] = module
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._modules.values())
-
-
-class Sequential(Module):
-    """Modules called one after the other; an OrderedDict gives them names."""
-
-    def __init__(self, *modules: Module | OrderedDict[str, Module]) -> None:
-        super().__init__()
-        first = modules[0] if modules else None
-        named = first.items() if isinstance(first, OrderedDict) else enumerate(modules)
-        for name, module in named:
-            self.register_module(str(name), module)  # type: ignore[arg-type]
-
-    def append(self, module: Module) -> Sequential:
-        """Add one at the end."""
-        self.register_module(str(len(self)), module)
-        return self
-
-    def __getitem__(self, index: int | slice) -> Any:
-        modules = list(self._modules.items())
-        if isinstance(index, slice):
-            return Sequential(OrderedDict(modules[index]))
-        return modules[index][1]
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._modules.values())
-
-    def forward(self, input: Any) -> Any:
-        """What the last module makes of it."""
-        for module in self:
-            input = module(input)
-        return input
 
 
 def _sizes(normalized_shape: int | Iterable[int]) -> tuple[int, ...]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
 from nplm.autograd.graph import Array, no_grad
-from nplm.autograd.tensor import Tensor, as_tensor
+from nplm.autograd.tensor import Tensor
 from nplm.backend import namespace_for
 from nplm.backend.dtypes import FLOATING, float32, float64
+from nplm.nn.loading import IncompatibleKeys, match
+from nplm.nn.registry import Registry
 
 
 class Parameter(Tensor):
@@ -34,27 +36,22 @@ class Parameter(Tensor):
             self._buffer[...] = gradient
         return self._buffer
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self)] = copy = type(self)(self.xp.copy(self.array), self.requires_grad)
+        return copy  # without the gradient, as in torch
+
     def __repr__(self) -> str:
         return "Parameter containing:\n" + super().__repr__()
 
 
-class IncompatibleKeys(NamedTuple):
-    """What `load_state_dict` returns: the names that had no partner."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-
-
-class Module:
+class Module(Registry):
     """Base of layers and models: assign Parameters and Modules to attributes, define `forward`."""
 
     training: bool
 
     def __init__(self) -> None:
-        for table in ("_parameters", "_buffers", "_modules"):
-            object.__setattr__(self, table, {})
-        object.__setattr__(self, "_transient", set())  # buffers that state_dict leaves out
-        object.__setattr__(self, "training", True)
+        super().__init__()  # the tables _parameters, _buffers and _modules
+        self.training = True
 
     forward: Callable[..., Any]
 
@@ -62,68 +59,29 @@ class Module:
         """Run `forward`."""
         return self.forward(*args, **kwargs)
 
-    # ---- registration --------------------------------------------------------
-    def __setattr__(self, name: str, value: Any) -> None:
-        tables = self.__dict__
-        if "_parameters" not in tables:
-            raise AttributeError(f"{name}: call super().__init__() before assigning to a Module")
-        table = None
-        if isinstance(value, Parameter):
-            table = "_parameters"
-        elif isinstance(value, Module):
-            table = "_modules"
-        elif name in self._buffers and (value is None or isinstance(value, Tensor)):
-            table = "_buffers"
-        elif name in self._parameters and value is not None:
-            raise TypeError(
-                f"cannot assign '{type(value).__name__}' as parameter '{name}' "
-                "(nplm.nn.Parameter or None expected)"
-            )
-        elif name in self._parameters:
-            table = "_parameters"
-        for other in ("_parameters", "_buffers", "_modules"):
-            if other != table:
-                tables[other].pop(name, None)
-        if table is None:
-            object.__setattr__(self, name, value)
-        else:
-            tables.pop(name, None)
-            tables[table][name] = value
-
-    def __getattr__(self, name: str) -> Any:
-        for table in ("_parameters", "_buffers", "_modules"):
-            if name in self.__dict__.get(table, ()):
-                return self.__dict__[table][name]
-        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-
-    def __delattr__(self, name: str) -> None:
-        for table in (self._parameters, self._buffers, self._modules):
-            if name in table:
-                del table[name]
-                return
-        object.__delattr__(self, name)
-
+    # ---- registration (assignment is in registry.py) -------------------------
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         """Add a parameter, or a name that holds none (a missing bias)."""
-        self._parameters[name] = None
-        setattr(self, name, param)
+        self._register("_parameters", name, param)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Add a tensor that moves with the module but is not trained."""
-        self._buffers[name] = tensor
+        self._register("_buffers", name, tensor)
         (self._transient.discard if persistent else self._transient.add)(name)
 
     def register_module(self, name: str, module: Module | None) -> None:
         """Add a child under a name that need not be a Python identifier."""
-        self._modules[name] = module
+        self._register("_modules", name, module)
+
+    add_module = register_module
 
     # ---- the tree ------------------------------------------------------------
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of the direct children, each module once."""
-        seen: set[int] = set()
+        seen: set[Module | None] = {None}
         for name, module in self._modules.items():
-            if module is not None and id(module) not in seen:
-                seen.add(id(module))
+            if module not in seen:
+                seen.add(module)
                 yield name, module
 
     def children(self) -> Iterator[Module]:
@@ -131,19 +89,18 @@ class Module:
         return (module for _, module in self.named_children())
 
     def named_modules(
-        self, prefix: str = "", remove_duplicate: bool = True, _seen: set[int] | None = None
+        self, memo: set[Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Module]]:
-        """(dotted name, module) of this module and everything below."""
-        seen = set() if _seen is None else _seen
-        if id(self) in seen:
+        """(dotted name, module) of this module and everything below, except those in `memo`."""
+        memo = set() if memo is None else memo
+        if self in memo:
             return
         if remove_duplicate:
-            seen.add(id(self))
+            memo.add(self)
         yield prefix, self
         for name, module in self._modules.items():
             if module is not None:
-                dotted = f"{prefix}.{name}" if prefix else name
-                yield from module.named_modules(dotted, remove_duplicate, seen)
+                yield from module.named_modules(memo, _dotted(prefix, name), remove_duplicate)
 
     def modules(self) -> Iterator[Module]:
         """This module and everything below."""
@@ -153,13 +110,13 @@ class Module:
         self, table: str, prefix: str, recurse: bool, once: bool
     ) -> Iterator[tuple[str, Any]]:
         seen: set[int] = set()
-        modules = self.named_modules(prefix, once) if recurse else [(prefix, self)]
-        for dotted, module in modules:
+        modules = self.named_modules(None, prefix, once) if recurse else [(prefix, self)]
+        for path, module in modules:
             for name, value in module.__dict__[table].items():
                 if value is not None and id(value) not in seen:
                     if once:
                         seen.add(id(value))
-                    yield (f"{dotted}.{name}" if dotted else name), value
+                    yield _dotted(path, name), value
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -183,11 +140,10 @@ class Module:
 
     # ---- state ---------------------------------------------------------------
     def _state(self) -> Iterator[tuple[str, Tensor]]:
-        for prefix, module in self.named_modules(remove_duplicate=False):
-            for table in (module._parameters, module._buffers):
-                for name, value in table.items():
-                    if value is not None and name not in module._transient:
-                        yield (f"{prefix}.{name}" if prefix else name), value
+        for path, module in self.named_modules(remove_duplicate=False):
+            for name, value in (module._parameters | module._buffers).items():
+                if value is not None and name not in module._transient:
+                    yield _dotted(path, name), value
 
     def state_dict(self, prefix: str = "") -> OrderedDict[str, Tensor]:
         """Every parameter and persistent buffer by dotted name, sharing memory, detached."""
@@ -202,29 +158,11 @@ class Module:
         shapes that differ.
         """
         own = dict(self._state())
-        missing = [name for name in own if name not in state_dict]
-        unexpected = [name for name in state_dict if name not in own]
-        problems = []
-        if strict and missing:
-            problems.append(f"Missing key(s) in state_dict: {_quoted(missing)}. ")
-        if strict and unexpected:
-            problems.append(f"Unexpected key(s) in state_dict: {_quoted(unexpected)}. ")
-        for name, value in own.items():
-            if name in state_dict and tuple(state_dict[name].shape) != value.shape:
-                problems.append(
-                    f"size mismatch for {name}: copying a param with shape "
-                    f"{tuple(state_dict[name].shape)} from checkpoint, the shape in current model "
-                    f"is {value.shape}."
-                )
-        if problems:
-            title = f"Error(s) in loading state_dict for {type(self).__name__}:"
-            raise RuntimeError("\n\t".join([title, *problems]))
+        keys, values = match(self, own, state_dict, strict)
         with no_grad():
-            for name, value in own.items():
-                if name in state_dict:
-                    new = state_dict[name]
-                    value.copy_(new if isinstance(new, Tensor) else as_tensor(np.asarray(new)))
-        return IncompatibleKeys(missing, unexpected)
+            for name, value in values.items():
+                own[name].copy_(value)
+        return keys
 
     # ---- for all below -------------------------------------------------------
     def apply(self, fn: Callable[[Module], None]) -> Self:
@@ -236,8 +174,11 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Training mode (dropout is on), for this module and all below."""
-        for module in self.modules():
-            module.training = mode
+        if not isinstance(mode, bool):
+            raise ValueError(f"train: expected True or False, got {mode!r}")
+        self.training = mode
+        for module in self.children():
+            module.train(mode)
         return self
 
     def eval(self) -> Self:
@@ -259,12 +200,14 @@ class Module:
                 parameter.grad.zero_()
 
     def to(self, *args: Any, device: str | None = None, dtype: Any = None) -> Self:
-        """Move or convert in place: `to("torch:cpu")`, `to(nplm.float64)`, `to(device, dtype)`.
+        """Move or convert in place: `to("torch:cpu")`, `to(nplm.float64)`, `to(other_tensor)`.
 
         Parameters stay the same objects, so ties and optimizers hold; gradients move along.
         """
         for arg in args:
-            if isinstance(arg, str) and arg not in np.sctypeDict:
+            if isinstance(arg, Tensor):
+                device, dtype = arg.device, arg.dtype
+            elif isinstance(arg, str) and arg not in np.sctypeDict:
                 device = arg
             else:
                 dtype = arg
@@ -287,19 +230,26 @@ class Module:
         """The settings that `repr` shows in parentheses."""
         return ""
 
+    def _child_reprs(self) -> list[str]:
+        return [f"({name}): {module!r}" for name, module in self._modules.items()]
+
     def __repr__(self) -> str:
-        lines = [
-            f"({name}): " + repr(module).replace("\n", "\n  ")
-            for name, module in self._modules.items()
-        ]
-        head, extra = type(self).__name__, self.extra_repr()
-        if not lines:
+        head, extra, children = type(self).__name__, self.extra_repr(), self._child_reprs()
+        if not children and "\n" not in extra:
             return f"{head}({extra})"
-        return "\n  ".join([f"{head}(", *([extra] if extra else []), *lines]) + "\n)"
+        lines = "\n".join([extra, *children] if extra else children)
+        return f"{head}(\n  " + lines.replace("\n", "\n  ") + "\n)"
 
 
-def _quoted(names: list[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
+Module._kinds = {
+    "_parameters": (Parameter, "parameter"),
+    "_modules": (Module, "module"),
+    "_buffers": (Tensor, "buffer"),
+}
+
+
+def _dotted(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _move(tensor: Tensor, device: str | None, dtype: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 
 from nplm.autograd.graph import no_grad
 from nplm.autograd.tensor import Tensor
@@ -12,8 +13,12 @@ from nplm.ops.creation import zeros
 
 
 def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
-    return [p.grad for p in parameters if p.grad is not None]
+    tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if not tensors and isinstance(parameters, Iterator):
+        warnings.warn(
+            "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3
+        )
+    return [p.grad for p in tensors if p.grad is not None]
 
 
 def clip_grad_norm_(
@@ -32,7 +37,7 @@ def clip_grad_norm_(
     norm_type, max_norm = float(norm_type), float(max_norm)
     if not gradients:
         return zeros(())
-    with no_grad():
+    with no_grad(), gradients[0].xp.quiet():
         norms = stack([_norm(g, norm_type) for g in gradients])
         total = _norm(norms, norm_type)
         if error_if_nonfinite and not math.isfinite(total.item()):

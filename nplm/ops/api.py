@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nplm.autograd.factory import tensor
 from nplm.autograd.op import op
-from nplm.autograd.tensor import Tensor, tensor
+from nplm.autograd.tensor import Tensor
 from nplm.backend import namespace_for
 from nplm.backend.dtypes import bool_, float32, float64, int64
 from nplm.ops import elementwise, reduce, shape

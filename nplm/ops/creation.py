@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from nplm import random
-from nplm.autograd.tensor import Tensor, tensor
+from nplm.autograd.factory import tensor
+from nplm.autograd.tensor import Tensor
 from nplm.backend import namespace_for
 from nplm.backend.dtypes import FLOATING, get_default_dtype
 

@@ -10,9 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from nplm.autograd.graph import Array, flags
 from nplm.autograd.op import common_namespace
-from nplm.autograd.tensor import Tensor, in_place_target
+from nplm.autograd.tensor import Tensor
+from nplm.errors import GraphError
 from nplm.ops.api import raw_key
+
+
+def in_place_target(target: Tensor, what: str) -> Array:
+    """The array of `target` if it may be written now, else a GraphError.  For in-place methods."""
+    if flags.recording and target.requires_grad:
+        raise GraphError(
+            f"{what}: an in-place change of a tensor that requires a gradient is not recorded: "
+            "use `with nplm.no_grad():`, or the op that returns a new tensor"
+        )
+    return target.array
 
 
 def _operand(target: Tensor, value: Any, what: str) -> Any:

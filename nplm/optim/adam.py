@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from nplm.autograd.factory import tensor
 from nplm.autograd.op import update
-from nplm.autograd.tensor import Tensor, tensor
+from nplm.autograd.tensor import Tensor
 from nplm.optim.optimizer import Arrays, Group, Number, Optimizer, Params, check_flags, one_number
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, ClassVar, TypeAlias
 
+from nplm.autograd.factory import tensor
 from nplm.autograd.graph import Array, enable_grad
-from nplm.autograd.tensor import Tensor, tensor
+from nplm.autograd.tensor import Tensor
 from nplm.errors import ConfigError
 
 Arrays: TypeAlias = list[Array]

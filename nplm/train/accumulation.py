@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nplm.autograd.tensor import BackwardInto, Tensor, tensor
+from nplm.autograd.factory import tensor
+from nplm.autograd.tensor import BackwardInto, Tensor
 from nplm.data.loader import Batch
 from nplm.nn import functional as F
 from nplm.nn.module import Module

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nplm.autograd.factory import tensor
 from nplm.autograd.graph import no_grad
-from nplm.autograd.tensor import tensor
 from nplm.data.loader import Batch, windows_of
 from nplm.errors import ConfigError, DataError
 from nplm.nn import functional as F
