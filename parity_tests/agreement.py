@@ -5,10 +5,10 @@ Written once, run on both libraries: that this is possible is itself the claim a
 
 import numpy as np
 from op_inputs import torch
-from tolerances import FORMULA_64, assert_close, to_numpy
 
 import nplm
 import nplm.nn.functional
+from nplm.parity.tolerances import FORMULA_64, assert_close, to_numpy
 
 
 def leaves_of(arrays, device):

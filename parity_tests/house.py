@@ -24,8 +24,11 @@ MAY_IMPORT = {
     "files": "errors",
     "backend": "errors backend",
     "autograd.graph": "errors",
-    "autograd.tensor": "errors autograd.graph backend",
-    "autograd.op": "errors autograd.graph autograd.tensor backend",
+    "autograd.host": "errors backend",
+    "autograd.tensor": "errors autograd.graph autograd.host backend",
+    "autograd.factory": "autograd.tensor backend",
+    "autograd.overrides": "autograd.graph",
+    "autograd.op": "errors autograd.graph autograd.overrides autograd.tensor backend",
     "backend.numpy_kernels": "autograd.op",
     "backend.torch_kernels": "autograd.op",
     "ops": "errors random backend autograd ops",
@@ -38,7 +41,10 @@ MAY_IMPORT = {
     "parity": f"{_BELOW_TRAIN} train parity",
     "cli": f"{_BELOW_TRAIN} train parity cli",
 }
-TYPE_CHECKING_ONLY = {("optim.groups", "nn")}  # names a type, imports nothing when it runs
+TYPE_CHECKING_ONLY = {  # names a type, imports nothing when it runs
+    ("optim.groups", "nn"),
+    ("autograd.host", "autograd.tensor"),
+}
 
 TORCH_ROOMS = ("backend.torch", "backend.torch_kernels", "backend.capture", "distributed", "parity",
                "bench")  # fmt: skip

@@ -9,13 +9,13 @@ import weakref
 import numpy as np
 import pytest
 from agreement import normal
-from tolerances import EXACT, FORMULA_64, assert_close
 
 import nplm
 from nplm import nn
 from nplm.autograd.graph import Leaf, flags, reachable
 from nplm.errors import BackendError, GraphError
 from nplm.nn import functional as F
+from nplm.parity.tolerances import EXACT, FORMULA_64, assert_close
 
 pytestmark = pytest.mark.op
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tolerances import EXACT, FORMULA_64, assert_close, to_numpy
 
 import nplm
 from nplm import nn
+from nplm.parity.tolerances import EXACT, FORMULA_64, assert_close, to_numpy
 
 torch = pytest.importorskip("torch", reason="the judge of these tests is PyTorch")
 from side_by_side import both  # noqa: E402  (it needs torch)

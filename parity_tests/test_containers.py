@@ -3,10 +3,10 @@
 from collections import OrderedDict
 
 import pytest
-from tolerances import EXACT, assert_close, to_numpy
 
 import nplm
 from nplm import nn
+from nplm.parity.tolerances import EXACT, assert_close, to_numpy
 
 torch = pytest.importorskip("torch", reason="the judge of these tests is PyTorch")
 from side_by_side import (  # noqa: E402  (it needs torch)

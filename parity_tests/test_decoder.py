@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tolerances import EXACT, FORMULA_64, assert_close, to_numpy
 
 import nplm
 from nplm.errors import ConfigError
 from nplm.models import PRESETS, Decoder, DecoderConfig, preset
 from nplm.nn import functional as F
 from nplm.nn import init
+from nplm.parity.tolerances import EXACT, FORMULA_64, assert_close, to_numpy
 
 torch = pytest.importorskip("torch", reason="the judge of these tests is PyTorch")
 from side_by_side import assert_same_place_in_the_stream, seed_both  # noqa: E402
-from twin import TorchDecoder  # noqa: E402  (it needs torch)
+
+from nplm.parity.twin import TorchDecoder  # noqa: E402  (it needs torch)
 
 pytestmark = pytest.mark.model
 

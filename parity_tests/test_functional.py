@@ -12,11 +12,11 @@ from agreement import agree, normal
 from hypothesis import given
 from hypothesis import strategies as st
 from op_inputs import TF, array, examples, integers, mask, sides, silent
-from tolerances import EXACT, FORMULA_64
 
 import nplm
 from nplm.errors import DataError
 from nplm.nn import functional as NF
+from nplm.parity.tolerances import EXACT, FORMULA_64
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 

@@ -3,10 +3,10 @@
 import warnings
 
 import pytest
-from tolerances import EXACT, assert_close
 
 import nplm
 from nplm import nn
+from nplm.parity.tolerances import EXACT, assert_close
 
 torch = pytest.importorskip("torch", reason="the judge of these tests is PyTorch")
 from side_by_side import assert_same_place_in_the_stream, seed_both  # noqa: E402  (it needs torch)

@@ -5,11 +5,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from tolerances import EXACT, assert_close, to_numpy
 
 import nplm
 from nplm import nn
 from nplm.errors import BackendError
+from nplm.parity.tolerances import EXACT, assert_close, to_numpy
 
 torch = pytest.importorskip("torch", reason="the judge of these tests is PyTorch")
 from side_by_side import LIBRARIES, assert_same, net, outcome  # noqa: E402  (it needs torch)

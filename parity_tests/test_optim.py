@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import EXACT, OPTIMIZER_32, OPTIMIZER_64, assert_close, to_numpy
+
+from nplm.parity.tolerances import EXACT, OPTIMIZER_32, OPTIMIZER_64, assert_close, to_numpy
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install 'numpy-lm[test]'")
 torch.set_num_threads(1)

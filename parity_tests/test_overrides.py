@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from op_cases import CASES, Call
 from op_inputs import examples
 from test_ops_parity import as_float32, native, outputs, place_of, random_like
-from tolerances import FORMULA_64, KERNEL_32, assert_close, to_numpy
 
 import nplm
 from nplm.autograd.op import OPS, OVERRIDES, UPDATES, override, update
 from nplm.backend import namespace_for
+from nplm.parity.tolerances import FORMULA_64, KERNEL_32, assert_close, to_numpy
 
 pytestmark = pytest.mark.op
 

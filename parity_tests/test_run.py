@@ -9,15 +9,14 @@ torch = pytest.importorskip(
     "torch", reason="the judge of these tests is PyTorch: pip install torch"
 )
 
-from tolerances import EXACT, RUN_64, assert_close  # noqa: E402
-from twin import TorchDecoder  # noqa: E402
-
 import nplm  # noqa: E402
 from nplm.data import Batch  # noqa: E402
 from nplm.models import Decoder, DecoderConfig  # noqa: E402
 from nplm.optim import AdamW  # noqa: E402
 from nplm.optim.groups import decay_groups  # noqa: E402
 from nplm.optim.schedules import warmup_cosine  # noqa: E402
+from nplm.parity.tolerances import EXACT, RUN_64, assert_close  # noqa: E402
+from nplm.parity.twin import TorchDecoder  # noqa: E402
 from nplm.train import train_step  # noqa: E402
 
 pytestmark = pytest.mark.run

@@ -6,10 +6,10 @@ from agreement import agree, normal
 from hypothesis import given
 from hypothesis import strategies as st
 from op_inputs import TF, array, examples, index, shapes, silent
-from tolerances import ROUNDING_32
 
 import nplm
 from nplm.errors import BackendError, GraphError
+from nplm.parity.tolerances import ROUNDING_32
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 

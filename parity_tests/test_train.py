@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import EXACT, THEOREM_64, assert_close
 
 import nplm
 from nplm.data import Batch, RandomWindows, SequentialWindows
@@ -12,6 +11,7 @@ from nplm.errors import ConfigError, DataError, NonFiniteError
 from nplm.models import Decoder, DecoderConfig
 from nplm.optim import SGD, AdamW
 from nplm.optim.lr_scheduler import StepLR
+from nplm.parity.tolerances import EXACT, THEOREM_64, assert_close
 from nplm.train import accumulate, evaluate, fit, train_step
 
 pytestmark = pytest.mark.step

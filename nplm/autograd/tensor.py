@@ -1,26 +1,27 @@
 """Tensor: an array of one backend, its gradient, and where it came from.  Read graph.py before.
 
-The operators and methods that are ops (`+`, `@`, `x.sum()`, `x[...]`) are bound in `ops/__init__`.
+The operators and methods that are ops (`+`, `@`, `x.sum()`, `x[...]`) are bound in `ops/__init__`;
+`item()`, `len()`, `repr()` and their like are in host.py.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
 
 from nplm.autograd.graph import Array, Leaf, Node, run_backward
-from nplm.autograd.operators import Operators
+from nplm.autograd.host import HostValues
 from nplm.backend import namespace_of
-from nplm.backend.dtypes import FLOATING, get_default_dtype
+from nplm.backend.dtypes import FLOATING
 from nplm.errors import GraphError
 
 BackwardInto = dict["Tensor", Array]
 
 
-class Tensor(Operators):
+class Tensor(HostValues):
     """An n-dimensional array that can record what is done to it.  Twin: torch.Tensor.
 
     array           the raw NumPy array or (detached) torch tensor; written in place by optimizers
@@ -174,6 +175,9 @@ class Tensor(Operators):
         for hook in self.hooks:
             hook(self)
 
+    def forget_buffer(self) -> None:
+        """A Parameter owns a gradient buffer and drops it here."""
+
     def _own_copy(self, gradient: Array) -> Array:
         """Memory for a first gradient; a Parameter reuses its buffer here."""
         return self.xp.copy(gradient)
@@ -194,66 +198,3 @@ class Tensor(Operators):
 
     def _retain(self, gradient: Array) -> None:
         self.grad = Tensor(self.xp.copy(gradient))
-
-    # ---- its values, on the host ---------------------------------------------
-    def numpy(self) -> np.ndarray:
-        """The values as a NumPy array (shared memory on the CPU).  Twin: torch.Tensor.numpy."""
-        if self.requires_grad:
-            raise GraphError("numpy: the tensor requires a gradient: call .detach().numpy()")
-        return self.__array__()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.xp.to_numpy(self.array), dtype=dtype, copy=copy)
-
-    def item(self) -> Any:
-        """The only element, as a Python number."""
-        return self.array.item()
-
-    def tolist(self) -> Any:
-        """Nested lists of Python numbers."""
-        return self.array.tolist()
-
-    def __len__(self) -> int:
-        if not self.shape:
-            raise TypeError("len: a 0-d tensor has no length")
-        return self.shape[0]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[i] for i in range(len(self)))
-
-    def __bool__(self) -> bool:
-        if self.numel() != 1:
-            raise ValueError(f"bool: expected one element, got {self.shape}: use any() or all()")
-        return bool(self.item())
-
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __int__(self) -> int:
-        return int(self.item())
-
-    def __index__(self) -> int:
-        if self.is_floating_point():
-            raise TypeError(f"index: expected an integer tensor, got {self.dtype}")
-        return int(self.item())
-
-    __hash__ = object.__hash__  # `==` compares elements; a tensor as a key is itself
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        if not self.is_leaf:
-            raise GraphError(
-                "deepcopy: expected a leaf, got the result of an op: detach() it first"
-            )
-        copy = type(self)(self.xp.copy(self.array), self.requires_grad)
-        copy.grad = None if self.grad is None else self.grad.__deepcopy__(memo)
-        memo[id(self)] = copy
-        return copy
-
-    def __repr__(self) -> str:
-        values = np.array2string(self.__array__(), precision=4, separator=", ", prefix="tensor(")
-        usual = (get_default_dtype(), np.int64, np.bool_)
-        details = [] if self.dtype in usual else [f"dtype={self.dtype}"]
-        details += [] if self.device == "cpu" else [f"device='{self.device}'"]
-        if self.node is not None:
-            details.append("requires_grad=True" if self.is_leaf else f"grad_fn={self.node}")
-        return f"tensor({', '.join([values, *details])})"

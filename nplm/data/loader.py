@@ -3,7 +3,7 @@
 Everything about *values* is checked here, on the host: ops and captured graphs never look at them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -151,6 +151,29 @@ def _windows_of(batches: Iterable[_T], accumulate: int) -> Iterator[list[_T]]:
             window = []
     if window:
         yield window
+
+
+def marked_windows(
+    loader: Iterable[Batch], accumulate: int, ahead: bool
+) -> Iterator[tuple[list[Batch], bool]]:
+    """Windows of `accumulate` batches, each with whether it is the loader's last one.
+
+    Without `len` the last one is known only by reading one window ahead, which `ahead` allows.
+    """
+    windows = windows_of(loader, accumulate)
+    if isinstance(loader, Sized):
+        last = -(-len(loader) // accumulate) - 1
+        for i, window in enumerate(windows):
+            yield window, i == last
+    elif not ahead:
+        for window in windows:
+            yield window, False
+    else:
+        held: list[Batch] | None = next(windows, None)
+        while held is not None:
+            following = next(windows, None)
+            yield held, following is None
+            held = following
 
 
 def _checked(

@@ -25,13 +25,9 @@ class Linear(Module):
     """y = x weight^T + bias   (..., in) -> (..., out); weight (out, in), bias (out,)"""
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: str = "cpu",
+        self, in_features: int, out_features: int, bias: bool = True, device: str = "cpu",
         dtype: Any = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.weight = _parameter(out_features, in_features, device=device, dtype=dtype)
@@ -63,13 +59,9 @@ class Embedding(Module):
     """Rows of weight (V, C) picked by tokens.   (...) int -> (..., C)"""
 
     def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        device: str = "cpu",
-        dtype: Any = None,
-    ) -> None:
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None,
+        device: str = "cpu", dtype: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         if padding_idx is not None:
@@ -101,14 +93,9 @@ class LayerNorm(Module):
     """Rows to mean 0 and variance 1, then weight and bias, both of `normalized_shape`."""
 
     def __init__(
-        self,
-        normalized_shape: int | Iterable[int],
-        eps: float = 1e-5,
-        elementwise_affine: bool = True,
-        bias: bool = True,
-        device: str = "cpu",
-        dtype: Any = None,
-    ) -> None:
+        self, normalized_shape: int | Iterable[int], eps: float = 1e-5,
+        elementwise_affine: bool = True, bias: bool = True, device: str = "cpu", dtype: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.normalized_shape = _sizes(normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
@@ -140,13 +127,9 @@ class RMSNorm(Module):
     """Rows to root mean square 1, then weight; eps None is the dtype's machine epsilon."""
 
     def __init__(
-        self,
-        normalized_shape: int | Iterable[int],
-        eps: float | None = None,
-        elementwise_affine: bool = True,
-        device: str = "cpu",
-        dtype: Any = None,
-    ) -> None:
+        self, normalized_shape: int | Iterable[int], eps: float | None = None,
+        elementwise_affine: bool = True, device: str = "cpu", dtype: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.normalized_shape = _sizes(normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
@@ -194,13 +177,9 @@ class MLP(Module):
     """
 
     def __init__(
-        self,
-        n_embd: int,
-        n_hidden: int,
-        activation: str = "gelu",
-        bias: bool = True,
+        self, n_embd: int, n_hidden: int, activation: str = "gelu", bias: bool = True,
         dropout: float = 0.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         if activation not in ("gelu", "gelu_tanh", "swiglu"):
             raise ValueError(f"MLP: expected gelu, gelu_tanh or swiglu, got {activation!r}")

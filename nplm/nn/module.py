@@ -6,13 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
-import numpy as np
-
 from nplm.autograd.graph import Array, no_grad
 from nplm.autograd.tensor import Tensor
-from nplm.backend import namespace_for
-from nplm.backend.dtypes import FLOATING, float32, float64
+from nplm.backend.dtypes import float32, float64
 from nplm.nn.loading import IncompatibleKeys, match
+from nplm.nn.moving import destination, move
 from nplm.nn.registry import Registry
 
 
@@ -35,6 +33,10 @@ class Parameter(Tensor):
         else:
             self._buffer[...] = gradient
         return self._buffer
+
+    def forget_buffer(self) -> None:
+        """The array has another dtype or device now: the old buffer does not fit."""
+        self._buffer = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         memo[id(self)] = copy = type(self)(self.xp.copy(self.array), self.requires_grad)
@@ -204,17 +206,9 @@ class Module(Registry):
 
         Parameters stay the same objects, so ties and optimizers hold; gradients move along.
         """
-        for arg in args:
-            if isinstance(arg, Tensor):
-                device, dtype = arg.device, arg.dtype
-            elif isinstance(arg, str) and arg not in np.sctypeDict:
-                device = arg
-            else:
-                dtype = arg
-        if dtype is not None and np.dtype(dtype) not in FLOATING:
-            raise TypeError(f"Module.to: expected a floating dtype, got {dtype}")
+        device, dtype = destination(args, device, dtype)
         for tensor in [*self.parameters(), *self.buffers()]:
-            _move(tensor, device, dtype)
+            move(tensor, device, dtype)
         return self
 
     def float(self) -> Self:
@@ -250,16 +244,3 @@ Module._kinds = {
 
 def _dotted(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _move(tensor: Tensor, device: str | None, dtype: Any) -> None:
-    device, before = device or tensor.device, tensor.xp
-    dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    xp = namespace_for(device)
-    values = tensor.array if xp is before else before.to_numpy(tensor.array)
-    array = xp.asarray(values, dtype, device)
-    tensor.array, tensor.xp = (xp.copy(array) if xp is not before else array), xp
-    if isinstance(tensor, Parameter):
-        tensor._buffer = None
-    if tensor.grad is not None:
-        _move(tensor.grad, device, dtype)

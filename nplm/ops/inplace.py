@@ -6,25 +6,26 @@ is it noticed when a value that a backward still needs is changed: torch counts 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from nplm.autograd.graph import Array, flags
+from nplm.autograd.graph import flags
 from nplm.autograd.op import common_namespace
 from nplm.autograd.tensor import Tensor
 from nplm.errors import GraphError
 from nplm.ops.api import raw_key
 
 
-def in_place_target(target: Tensor, what: str) -> Array:
-    """The array of `target` if it may be written now, else a GraphError.  For in-place methods."""
+def in_place_target(target: Tensor, what: str) -> None:
+    """A GraphError unless `target` may be written now."""
     if flags.recording and target.requires_grad:
         raise GraphError(
             f"{what}: an in-place change of a tensor that requires a gradient is not recorded: "
             "use `with nplm.no_grad():`, or the op that returns a new tensor"
         )
-    return target.array
 
 
 def _operand(target: Tensor, value: Any, what: str) -> Any:
@@ -42,66 +43,73 @@ def _operand(target: Tensor, value: Any, what: str) -> Any:
     return value
 
 
-def add_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
+def in_place(change: Callable[..., None]) -> Callable[..., Any]:
+    """A method that may write `self`, says nothing about infinities, and returns `self`."""
+
+    @functools.wraps(change)
+    def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        in_place_target(self, change.__name__)
+        with self.xp.quiet():
+            change(self, *args, **options)
+        return self
+
+    return method
+
+
+@in_place
+def add_(self: Tensor, other: Any, *, alpha: float = 1) -> None:
     """self += alpha * other"""
-    array = in_place_target(self, "add_")
     other = _operand(self, other, "add_")
-    array += other if alpha == 1 else alpha * other
-    return self
+    self.array += other if alpha == 1 else alpha * other
 
 
-def sub_(self: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
+@in_place
+def sub_(self: Tensor, other: Any, *, alpha: float = 1) -> None:
     """self -= alpha * other"""
-    array = in_place_target(self, "sub_")
     other = _operand(self, other, "sub_")
-    array -= other if alpha == 1 else alpha * other
-    return self
+    self.array -= other if alpha == 1 else alpha * other
 
 
-def mul_(self: Tensor, other: Any) -> Tensor:
+@in_place
+def mul_(self: Tensor, other: Any) -> None:
     """self *= other"""
-    array = in_place_target(self, "mul_")
-    array *= _operand(self, other, "mul_")
-    return self
+    self.array *= _operand(self, other, "mul_")
 
 
-def div_(self: Tensor, other: Any) -> Tensor:
+@in_place
+def div_(self: Tensor, other: Any) -> None:
     """self /= other"""
-    array = in_place_target(self, "div_")
-    array /= _operand(self, other, "div_")
-    return self
+    self.array /= _operand(self, other, "div_")
 
 
-def fill_(self: Tensor, value: float) -> Tensor:
+@in_place
+def fill_(self: Tensor, value: float) -> None:
     """Every element becomes `value`."""
-    in_place_target(self, "fill_")[...] = _operand(self, value, "fill_")
-    return self
+    self.array[...] = _operand(self, value, "fill_")
 
 
-def zero_(self: Tensor) -> Tensor:
+@in_place
+def zero_(self: Tensor) -> None:
     """Every element becomes 0."""
-    in_place_target(self, "zero_")[...] = 0
-    return self
+    self.array[...] = 0
 
 
-def copy_(self: Tensor, source: Tensor) -> Tensor:
+@in_place
+def copy_(self: Tensor, source: Tensor) -> None:
     """Take the values of `source` (it broadcasts; any backend, any dtype)."""
-    array = in_place_target(self, "copy_")
     if not isinstance(source, Tensor) or source.xp is not self.xp:
         values = source.detach().cpu() if isinstance(source, Tensor) else source
         source = Tensor(self.xp.asarray(values, None, self.device))
-    array[...] = self.xp.astype(source.array, array.dtype)
-    return self
+    self.array[...] = self.xp.astype(source.array, self.array.dtype)
 
 
-def clamp_(self: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+@in_place
+def clamp_(self: Tensor, min: float | None = None, max: float | None = None) -> None:
     """Hold every element in [min, max]."""
-    array = in_place_target(self, "clamp_")
-    array[...] = self.detach().clamp(min, max).array
-    return self
+    self.array[...] = self.detach().clamp(min, max).array
 
 
+@in_place
 def setitem(self: Tensor, key: Any, value: Any) -> None:
     """self[key] = value"""
-    array = in_place_target(self, "setitem")
-    self.xp.assign(array, raw_key(key), _operand(self, value, "setitem"))
+    self.xp.assign(self.array, raw_key(key), _operand(self, value, "setitem"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from nplm.autograd.factory import tensor
 from nplm.autograd.graph import no_grad
-from nplm.data.loader import Batch, windows_of
+from nplm.data.loader import Batch, marked_windows
 from nplm.errors import ConfigError, DataError
 from nplm.nn import functional as F
 from nplm.nn.module import Module
@@ -69,7 +69,7 @@ def fit(
     step = 0
     for epoch in range(epochs) if epochs is not None else itertools.count():
         before = step
-        for window, ended in _marked(loader, accumulate, ahead):
+        for window, ended in marked_windows(loader, accumulate, ahead):
             if steps is not None and step >= steps:
                 return
             record = train_step(model, optimizer, window, clip_norm=clip_norm, **options)
@@ -84,26 +84,6 @@ def fit(
             if epoch and isinstance(loader, Iterator):
                 return  # it is used up
             raise DataError("fit: the loader gave no window with targets, so nothing was trained")
-
-
-def _marked(
-    loader: Iterable[Batch], accumulate: int, ahead: bool
-) -> Iterator[tuple[list[Batch], bool]]:
-    """Windows of batches, each with whether it is the loader's last one."""
-    windows = windows_of(loader, accumulate)
-    if isinstance(loader, Sized):
-        last = -(-len(loader) // accumulate) - 1
-        for i, window in enumerate(windows):
-            yield window, i == last
-    elif not ahead:
-        for window in windows:
-            yield window, False
-    else:
-        held: list[Batch] | None = next(windows, None)
-        while held is not None:
-            following = next(windows, None)
-            yield held, following is None
-            held = following
 
 
 def evaluate(model: Module, loader: Iterable[Batch]) -> Evaluation:

@@ -22,6 +22,8 @@ def rope(x, theta):
 
 
 class TorchAttention(nn.Module):
+    """The twin of nplm.nn.CausalSelfAttention."""
+
     def __init__(self, n_embd, n_head, n_kv_head=None, bias=True, dropout=0.0, rope_theta=None):
         super().__init__()
         self.H, self.G, self.D = n_head, n_kv_head or n_head, n_embd // n_head
@@ -30,7 +32,8 @@ class TorchAttention(nn.Module):
         self.proj = nn.Linear(n_embd, n_embd, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x):  # (B, T, C)
+    def forward(self, x):
+        """(B, T, C) -> (B, T, C)"""
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, self.H + 2 * self.G, self.D).transpose(1, 2)
         q, k, v = heads.split((self.H, self.G, self.G), dim=1)
@@ -42,6 +45,8 @@ class TorchAttention(nn.Module):
 
 
 class TorchMLP(nn.Module):
+    """The twin of nplm.nn.MLP."""
+
     def __init__(self, n_embd, n_hidden, activation="gelu", bias=True, dropout=0.0):
         super().__init__()
         self.activation = activation
@@ -50,6 +55,7 @@ class TorchMLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
+        """(..., C) -> (..., C)"""
         h = self.fc(x)
         if self.activation == "swiglu":
             gate, up = h.tensor_split(2, -1)
@@ -60,12 +66,15 @@ class TorchMLP(nn.Module):
 
 
 def norm(config):
+    """LayerNorm or RMSNorm, as the config says."""
     if config.norm == "rms":
         return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
 class TorchBlock(nn.Module):
+    """The twin of nplm.models.decoder.Block."""
+
     def __init__(self, config):
         super().__init__()
         theta = config.rope_theta if config.positions == "rope" else None
@@ -78,11 +87,14 @@ class TorchBlock(nn.Module):
         self.mlp = TorchMLP(config.n_embd, hidden, config.activation, config.bias, config.dropout)
 
     def forward(self, x):
+        """(B, T, C) -> (B, T, C)"""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
 class TorchDecoder(nn.Module):
+    """tokens (B, T) -> logits (B, T, V), as nplm.models.Decoder."""
+
     def __init__(self, config):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
@@ -106,7 +118,8 @@ class TorchDecoder(nn.Module):
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, ids):  # (B, T) -> (B, T, V)
+    def forward(self, ids):
+        """(B, T) int -> (B, T, V)"""
         x = self.wte(ids)
         if hasattr(self, "wpe"):
             x = x + self.wpe(torch.arange(ids.shape[1]))

@@ -1,0 +1,1 @@
+"""The judge: tolerances with their reasons, and the torch twin of every model."""
