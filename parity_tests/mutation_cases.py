@@ -1,5 +1,7 @@
 """The mutations that mutations.py applies: one for every house test, and those of parity tests."""
 
+# ruff: noqa: E501  (the names of tests are as long as what they claim)
+
 from dataclasses import dataclass
 
 
@@ -16,6 +18,10 @@ class Mutation:
 
 def _house(name: str, file: str, old: str | None, new: str, test: str) -> Mutation:
     return Mutation(f"house: {name}", file, old, new, f"parity_tests/test_house.py::test_{test}")
+
+
+def _parity(name: str, file: str, old: str, new: str, test: str) -> Mutation:
+    return Mutation(name, file, old, new, f"parity_tests/{test}")
 
 
 LONG_FUNCTION = "\n\ndef far_too_long():\n" + "    x = 1\n" * 61
@@ -55,6 +61,91 @@ HOUSE = [
            "training_in_memory_works_with_numpy_alone"),
 ]  # fmt: skip
 
-PARITY: list[Mutation] = []
+PARITY = [
+    _parity("the quotient's gradient has the wrong sign", 'nplm/ops/elementwise.py',
+             'unbroadcast(xp, -dx * z, y)',
+             'unbroadcast(xp, dx * z, y)',
+             'test_ops_parity.py::test_values_and_gradients_equal_torch[cpu-div]'),
+    _parity("layer_norm's gradient forgets the mean", 'nplm/ops/norm.py',
+             'dx = inv * (dn - mean_dn - n *',
+             'dx = inv * (dn - n *',
+             'test_ops_parity.py::test_gradients_equal_finite_differences[cpu-layer_norm]'),
+    _parity('the causal mask hides a token from itself', 'nplm/ops/attention.py',
+             '-math.inf, scores), 1)',
+             '-math.inf, scores), 0)',
+             'test_functional.py::test_scaled_dot_product_attention_equals_torch[cpu]'),
+    _parity('ignored rows are multiplied, not chosen', 'nplm/ops/loss.py',
+             'return xp.where(counted, dy, xp.zeros((), dy))',
+             'return xp.astype(counted, dy.dtype) * dy',
+             'test_functional.py::test_a_batch_without_a_target_has_a_mean_of_nan_and_no_gradient[cpu-0.0]'),
+    _parity('a borrowed gradient is written', 'nplm/autograd/graph.py',
+             'arrived[edge] = arrived[edge] + gradient',
+             'arrived[edge] += gradient',
+             'test_autograd.py::test_a_borrowed_gradient_is_not_changed_by_what_others_add[cpu]'),
+    _parity('a leaf is served at its first edge', 'nplm/autograd/graph.py',
+             'edges_left[edge[0]] == 0 and isinstance',
+             'isinstance',
+             'test_autograd.py::test_a_hook_fires_once_a_backward_when_the_last_of_several_edges_has_arrived[cpu]'),
+    _parity('closures outlive backward', 'nplm/autograd/graph.py',
+             'backward, node.backward = node.backward, None',
+             'backward = node.backward',
+             'test_autograd.py::test_no_activation_survives_backward'),
+    _parity('repeated indices count once', 'nplm/backend/numpy.py',
+             'np.add.at(out[basic], advanced, values)',
+             'out[basic][advanced] += values',
+             'test_torch_api.py::test_any_index_that_torch_takes_picks_the_same_elements[cpu]'),
+    _parity('sigmoid grows to float64', 'nplm/backend/numpy.py',
+             'return np.where(x >= 0, 1, e) / (1 + e)',
+             'return np.where(x >= 0, np.float64(1), e) / (1 + e)',
+             'test_ops_parity.py::test_no_dtype_grows[cpu-sigmoid]'),
+    _parity('silu asks for more than the contract', 'nplm/ops/activation.py',
+             'return x * s, lambda',
+             'return (x.T * s.T).T, lambda',
+             'test_contract.py::test_an_op_asks_only_for_what_the_contract_lists[silu]'),
+    _parity('a replaced buffer stays transient', 'nplm/nn/registry.py',
+             '        self._transient.discard(name)',
+             '        pass',
+             'test_module.py::test_a_parameter_that_replaces_a_transient_buffer_is_saved'),
+    _parity('moved weights share memory', 'nplm/nn/moving.py',
+             '(xp.copy(array) if xp is not before else array), xp',
+             'array, xp',
+             'test_module.py::test_moved_values_share_no_memory_with_the_old'),
+    _parity('load_state_dict names keys in another order', 'nplm/nn/loading.py',
+             '    return sorted(names, key=place)',
+             '    return list(names)',
+             'test_module_state.py::test_load_state_dict_answers_in_the_words_of_torch[unexpected-True]'),
+    _parity('Linear starts with another slope', 'nplm/nn/layers.py',
+             'init.kaiming_uniform_(self.weight, a=math.sqrt(5))',
+             'init.kaiming_uniform_(self.weight)',
+             'test_init.py::test_fresh_weights_are_the_bits_of_torch[cpu-Linear-float32]'),
+    _parity('clipping without its epsilon', 'nplm/nn/utils.py',
+             '(total + 1e-6)',
+             'total',
+             'test_clipping.py::test_a_norm_of_the_limit_is_scaled_by_a_little_less_than_one[cpu]'),
+    _parity('rotary frequencies off by a factor in the exponent', 'nplm/nn/attention.py',
+             '(-1.0 / D)',
+             '(-0.5 / D)',
+             'test_decoder.py::test_logits_loss_and_every_gradient_equal_the_twin[cpu-llama]'),
+    _parity('the decoder drops a dropout', 'nplm/models/decoder.py',
+             '        x = self.dropout(x)',
+             '        x = x + 0',
+             'test_decoder.py::test_logits_loss_and_every_gradient_equal_the_twin[cpu-gpt2-dropout]'),
+    _parity("Adam's second moment is not corrected", 'nplm/optim/adam.py',
+             'bias2 = 1 - beta2 ** steps[i]',
+             'bias2 = 1.0',
+             'test_run.py::test_sixty_updates_stay_with_the_torch_twin[cpu-gpt2]'),
+    _parity('weight decay is not decoupled', 'nplm/optim/adam.py',
+             'weight_decay != 0 and decoupled_weight_decay:',
+             'weight_decay != 0 and not decoupled_weight_decay:',
+             'test_run.py::test_sixty_updates_stay_with_the_torch_twin[torch:cpu-llama]'),
+    _parity('a window is divided by its micro-batches', 'nplm/train/accumulation.py',
+             'share = 1 / total if',
+             'share = 1 / (count * len(window)) if',
+             'test_train.py::test_accumulated_gradients_equal_the_large_batch[cpu]'),
+    _parity('the warm-up starts at zero', 'nplm/optim/schedules.py',
+             '            return (step + 1) / (warmup_steps + 1)',
+             '            return step / (warmup_steps + 1)',
+             'test_run.py::test_sixty_updates_stay_with_the_torch_twin[cpu-llama]'),
+]  # fmt: skip
 
 MUTATIONS = [*HOUSE, *PARITY]
