@@ -1,6 +1,6 @@
 """The mutations that mutations.py applies: one for every house test, and those of parity tests."""
 
-# ruff: noqa: E501  (the names of tests are as long as what they claim)
+
 
 from dataclasses import dataclass
 
