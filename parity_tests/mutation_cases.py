@@ -1,7 +1,5 @@
 """The mutations that mutations.py applies: one for every house test, and those of parity tests."""
 
-
-
 from dataclasses import dataclass
 
 
