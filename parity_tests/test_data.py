@@ -242,3 +242,11 @@ def test_encoding_a_megabyte_is_several_times_faster_than_a_loop_over_its_charac
 def test_a_wrong_tokenizer_or_id_is_refused_with_the_reason(make, sentence):
     with pytest.raises(DataError, match=sentence):
         make()
+
+
+def test_the_default_corpus_is_prose_and_code_without_grammar_rules_or_operator_lists():
+    paragraphs = default_corpus().text.strip().split("\n\n")
+    for paragraph in paragraphs:
+        solid = "".join(paragraph.split())
+        assert "::=" not in paragraph
+        assert sum(c.isalpha() for c in solid) >= len(solid) / 2, paragraph

@@ -105,7 +105,14 @@ def _clean(topic: str, seen: set[str]) -> str:
         if not underlines and not _NOISE.fullmatch(line) and not (line and _GRID.fullmatch(line)):
             lines.append(line)
     text = _ASIDE.sub("", "\n".join(lines))
-    return "\n\n".join(_unseen(re.split(r"\n{2,}", text.strip("\n")), seen))
+    blocks = [block for block in re.split(r"\n{2,}", text.strip("\n")) if _is_prose(block)]
+    return "\n\n".join(_unseen(blocks, seen))
+
+
+def _is_prose(block: str) -> bool:
+    """No grammar rule and no list of operators: mostly letters."""
+    solid = "".join(block.split())
+    return "::=" not in block and sum(map(str.isalpha, solid)) >= 0.6 * len(solid)
 
 
 def _ascii(text: str) -> str:

@@ -30,6 +30,8 @@ from nplm.train.loop import evaluate, fit
 from nplm.train.run import RunFolder
 from nplm.train.step import StepRecord
 
+SAMPLE_TEMPERATURE = 0.6  # of the samples that a run prints: below 1, small models spell better
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -228,7 +230,7 @@ def _sample(job: Job, folder: RunFolder, step: int, say: Callable[[str], None]) 
     generator = random.Generator().manual_seed(job.config.seed)
     ids = generate(
         job.model, list(job.tokenizer.encode(prompt)), job.config.sample_length,
-        temperature=0.8, top_k=200, generator=generator,
+        temperature=SAMPLE_TEMPERATURE, generator=generator,
     )  # fmt: skip
     text = job.tokenizer.decode(list(ids))
     folder.log_sample(step, prompt, text)
