@@ -1,7 +1,8 @@
 """nplm: training of language models in NumPy, proved step by step against PyTorch.
 
 Shapes are written with the same letters everywhere:
-B batch, T time (positions), C channels, H heads, D head size, V vocabulary.
+B batch, T time (positions), C channels, H heads, D head size, V vocabulary; in attention also
+G key and value heads, S key positions, E value size.
 """
 
 from nplm import random

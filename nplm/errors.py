@@ -46,9 +46,3 @@ class StorageError(NplmError, OSError):
     """A file or folder could not be written: disk full, read-only, no permission."""
 
     exit_code = 5
-
-
-class RunInUseError(NplmError, RuntimeError):
-    """Another process holds the lock of the run folder."""
-
-    exit_code = 6

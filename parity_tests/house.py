@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nplm"
 
-# In this order the code is read in an evening; DESIGN.md and the README say so too.
+# In this order the code is read in an evening; the README says so too.
 READING_ORDER = """
     autograd/graph autograd/tensor autograd/op ops/linear ops/norm ops/loss ops/attention nn/module
     nn/layers models/decoder optim/adam train/accumulation train/step train/loop
@@ -46,8 +46,7 @@ TYPE_CHECKING_ONLY = {  # names a type, imports nothing when it runs
     ("autograd.host", "autograd.tensor"),
 }
 
-TORCH_ROOMS = ("backend.torch", "backend.torch_kernels", "backend.capture", "distributed", "parity",
-               "bench")  # fmt: skip
+TORCH_ROOMS = ("backend.torch", "backend.torch_kernels", "parity")
 
 FILE_LIMIT, FUNCTION_LIMIT = 400, 60
 CAP_EXCEPTIONS: dict[str, str] = {}  # "path" or "path:function" -> the reason

@@ -162,7 +162,7 @@ def run_through_the_spy(name, call):
                 for dy, v in zip(dys, outputs(expected))
             ]
             dys = spied(tuple(dys))
-            needs = ((True,) * len(call.inputs),) if op.needs else ()
+            needs = ((True,) * len(call.inputs),) if op.wants_needs else ()
             backward(dys if isinstance(value, tuple) else dys[0], *needs)
 
 

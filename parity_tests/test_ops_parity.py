@@ -74,7 +74,7 @@ def run_raw(name, call, device, dys=None):
             native(np.zeros(v.shape, int) if dy is None else dy, place_of(v))
             for dy, v in zip(dys, outputs(value))
         )
-        needs = ((True,) * len(arrays),) if op.needs else ()
+        needs = ((True,) * len(arrays),) if op.wants_needs else ()
         grads = backward(dys if isinstance(value, tuple) else dys[0], *needs)
     return outputs(value), grads
 

@@ -78,8 +78,8 @@ def compare(name, backend, place, n=100):
             return
         accepted.append(call)
         tolerance = KERNEL_32 if dtype == "float32" else FORMULA_64
-        values, grads = run(kernel, OPS[name].needs, call, device, dtype)
-        expected, expected_grads = run(OPS[name].raw, OPS[name].needs, call, device, dtype)
+        values, grads = run(kernel, OPS[name].wants_needs, call, device, dtype)
+        expected, expected_grads = run(OPS[name].raw, OPS[name].wants_needs, call, device, dtype)
         for a, b in zip(values, expected, strict=True):
             assert_close(a, b, tolerance, f"{name} on {backend}")
         for want, a, b in zip(CASES[name].takes_gradient(call), grads, expected_grads):

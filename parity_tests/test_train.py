@@ -209,10 +209,10 @@ def test_fit_needs_an_end_and_targets():
         next(fit(model, optimizer, sequential()))
     with pytest.raises(ConfigError, match="'step' or 'epoch', got 'batch'"):
         next(fit(model, optimizer, sequential(), steps=1, scheduler_unit="batch"))
-    with pytest.raises(DataError, match="no window with targets"):
+    with pytest.raises(DataError, match="an epoch ended without an update"):
         list(fit(model, optimizer, [], epochs=2))
     empty = [ragged_batch(np.random.default_rng(0), 2, none=True)]
-    with pytest.raises(DataError, match="no window with targets"):
+    with pytest.raises(DataError, match="an epoch ended without an update"):
         list(fit(model, optimizer, empty, steps=5))
 
 

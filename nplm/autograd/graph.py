@@ -85,23 +85,23 @@ def run_backward(
 ) -> None:
     """Send `gradient` from output `output` of `root` down to the leaves.
 
-    `deposit(leaf, gradient)` fires once a leaf, as soon as its last gradient has arrived (a tied
+    `deposit(leaf, gradient)` fires once per leaf, as soon as its last gradient has arrived (a tied
     weight has several). An arriving gradient is borrowed: the first is kept by reference, the
-    second is added out of place, and only that sum, which is ours, is updated in place.
+    second is added out of place, and only that sum, which we own, is updated in place.
     """
     edges_left = reachable(root)
     arrived: dict[Edge, Array] = {(root, output): gradient}
-    ours: set[Edge] = set()
+    owned: set[Edge] = set()
 
     def send(edge: Edge, gradient: Array | None) -> None:
         if gradient is not None:
             if edge not in arrived:
                 arrived[edge] = gradient
-            elif edge in ours:
+            elif edge in owned:
                 arrived[edge] += gradient
             else:
                 arrived[edge] = arrived[edge] + gradient
-                ours.add(edge)
+                owned.add(edge)
         edges_left[edge[0]] -= 1
         if edges_left[edge[0]] == 0 and isinstance(edge[0], Leaf) and edge in arrived:
             deposit(edge[0], arrived.pop(edge))
@@ -110,7 +110,7 @@ def run_backward(
         return deposit(root, gradient)
     for node in sorted(edges_left, key=lambda node: node.rank, reverse=True):
         if isinstance(node, Leaf):
-            break  # ranks fall: only leaves are left, and they were served on arrival
+            break  # leaves alone have rank 0, and they were served on arrival
         backward, node.backward = node.backward, None  # dropped: its saved arrays can be freed
         dys = tuple(arrived.pop((node, i), None) for i in range(node.n_outputs))
         for i, hook in node.hooks:

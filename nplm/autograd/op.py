@@ -45,11 +45,11 @@ class Op:
     `raw(xp, *arrays, **options)` is the body itself: no Tensors, no graph.
     """
 
-    def __init__(self, body: Callable[..., Any], needs: bool) -> None:
+    def __init__(self, body: Callable[..., Any], wants_needs: bool) -> None:
         functools.update_wrapper(self, body)
         self.raw = body
         self.name = body.__name__
-        self.needs = needs  # backward(dy, needs): skip what nobody wants
+        self.wants_needs = wants_needs  # backward(dy, needs): skip what nobody wants
         parameters = list(inspect.signature(body).parameters.values())[1:]
         arrays = [p for p in parameters if p.annotation is p.empty]
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in arrays)
@@ -63,8 +63,14 @@ class Op:
         if self.variadic:
             return args
         n = len(self.array_names)
+        for theirs, ours in zip(("input", "other"), self.array_names):  # torch's names for x and y
+            if theirs in options:
+                options[ours] = options.pop(theirs)
         if len(args) > n:
-            options.update(zip(self.option_names, args[n:]))
+            given = dict(zip(self.option_names, args[n:]))
+            if len(given) < len(args) - n or not given.keys().isdisjoint(options):
+                raise TypeError(f"{self.name}: expected {n} tensors, then {self.option_names}")
+            options.update(given)
             args = args[:n]
         elif options:  # arrays given by name
             last = [i for i, name in enumerate(self.array_names) if name in options]
@@ -105,15 +111,15 @@ class Op:
         )
 
     def _node(self, xp: Any, value: Any, backward: Any, edges: Any, needs: Any) -> Node:
-        every = functools.partial(backward, needs=needs) if self.needs else backward
+        call = functools.partial(backward, needs=needs) if self.wants_needs else backward
         if not isinstance(value, tuple):
-            return Node(self.name, edges, every)
+            return Node(self.name, edges, call)
         like = [(v.shape, v.dtype) for v in value]  # outputs that nobody used send zeros
 
         def fill(dys: Any) -> Any:
             dys = dys if isinstance(dys, tuple) else (dys,)  # one output arrives bare
             some = next(dy for dy in dys if dy is not None)
-            return every(
+            return call(
                 tuple(xp.zeros(s, some, t) if dy is None else dy for dy, (s, t) in zip(dys, like))
             )
 
@@ -139,7 +145,7 @@ def wrap(value: Any, node: Node | None, output: int = 0) -> Any:
 
 def op(body: Callable[..., Any] | None = None, *, needs: bool = False) -> Any:
     """Make an Op of a function that returns its value and its own backward (None: no gradient)."""
-    return Op(body, needs) if body is not None else functools.partial(Op, needs=needs)
+    return Op(body, needs) if body is not None else functools.partial(Op, wants_needs=needs)
 
 
 class Update:

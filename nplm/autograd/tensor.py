@@ -26,6 +26,7 @@ class Tensor(HostValues):
 
     array           the raw NumPy array or (detached) torch tensor; written in place by optimizers
     grad            the gradient after `backward()`, a Tensor, or None
+    xp              the namespace of the array: nplm.backend.numpy or .torch (backend/contract.py)
     node, output    what made it: output `output` of `node`; a Leaf for a leaf that wants gradients
 
     Made by `nplm.tensor`, `nplm.zeros` ...; the constructor wraps an array without a copy.
@@ -130,12 +131,11 @@ class Tensor(HostValues):
 
         `gradient` has this tensor's shape, or is a number; it may be left out for one element.
         With `into` the gradients are added to the arrays of that dict instead, keyed by leaf
-        (missing entries are made), and no `.grad` changes: shards on threads need that.
+        (missing entries are made), no `.grad` changes and no hook is called.
         """
         if self.node is None:
             raise GraphError(
-                "backward: this tensor was not recorded: none of its inputs requires a gradient, "
-                "or it was made under no_grad()"
+                "backward: it was not recorded: no input requires a gradient, or under no_grad()"
             )
         if gradient is None and self.numel() != 1:
             raise GraphError(
@@ -143,12 +143,12 @@ class Tensor(HostValues):
                 ".mean(), or give the gradient"
             )
         if isinstance(gradient, Tensor):
-            seed = self.xp.astype(gradient.array, self.array.dtype)
             if gradient.shape != self.shape or gradient.xp is not self.xp:
                 raise GraphError(
                     f"backward: expected a gradient of shape {self.shape} on {self.device}, "
                     f"got {gradient.shape} on {gradient.device}"
                 )
+            seed = self.xp.astype(gradient.array, self.array.dtype)
         else:
             seed = self.xp.full(self.shape, 1.0 if gradient is None else gradient, self.array)
 
@@ -172,8 +172,9 @@ class Tensor(HostValues):
             self.grad = Tensor(self._own_copy(gradient))
         else:
             self.grad.array += gradient
-        for hook in self.hooks:
-            hook(self)
+        if into is None:
+            for hook in self.hooks:
+                hook(self)
 
     def forget_buffer(self) -> None:
         """A Parameter owns a gradient buffer and drops it here."""
@@ -183,7 +184,7 @@ class Tensor(HostValues):
         return self.xp.copy(gradient)
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> None:
-        """Call `hook(self)` once a backward, when the last gradient of this leaf has arrived."""
+        """Call `hook(self)` once per backward, when the last gradient of this leaf has arrived."""
         if self.node is None or not self.is_leaf:
             raise GraphError("post accumulate grad hooks: expected a leaf that requires a gradient")
         self.hooks.append(hook)

@@ -1,13 +1,14 @@
 """`nplm VERB ...`: finds the verb's file, runs it, and turns errors into a sentence and a code.
 
 Exit codes: 0 done, 1 failed, 2 usage or settings, 3 data or checkpoint refused, 4 the loss became
-non-finite, 5 disk or memory, 6 the run folder is in use, 130 interrupted.
+non-finite, 5 disk or memory, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments[0], arguments[1:])
     except NplmError as error:
         if os.environ.get("NPLM_DEBUG"):
-            raise
+            traceback.print_exc()
         print(f"nplm {arguments[0]}: {error}", file=sys.stderr)
         return error.exit_code
     except MemoryError as error:

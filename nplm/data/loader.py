@@ -1,6 +1,7 @@
 """Batches: from a long row of tokens to inputs and targets, and to windows of batches.
 
-Everything about *values* is checked here, on the host: ops and captured graphs never look at them.
+A row of `context` tokens is cut out of the text; B rows are a batch; the batches of one update are
+an accumulation window. Values are checked here, on the host: ops never look at them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sized

@@ -9,7 +9,6 @@ import math
 
 from nplm.autograd.tensor import Tensor
 from nplm.models.config import DecoderConfig
-from nplm.nn import functional as F
 from nplm.nn import init
 from nplm.nn.attention import CausalSelfAttention
 from nplm.nn.containers import ModuleList
@@ -88,7 +87,7 @@ class Decoder(Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
-        return F.linear(self.norm(x), self.head.weight)
+        return self.head(self.norm(x))
 
     def num_parameters(self) -> int:
         """Trainable numbers; a tied head counts once."""

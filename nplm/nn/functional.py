@@ -33,10 +33,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _refuse(name: str, **options: Any) -> None:
-    """Options of torch's that nplm does not have: only their "off" value is taken."""
+def refuse(name: str, **options: Any) -> None:
+    """Options of torch's that nplm does not have: only their "off" value is taken.
+
+    `size_average` and `reduce` are off when they are None: False means something in torch.
+    """
     for option, value in options.items():
-        if value:
+        if value or (value is not None and option in ("size_average", "reduce")):
             raise NotImplementedError(f"{name}: {option}={value!r} is not supported; leave it out")
 
 
@@ -74,7 +77,7 @@ def embedding(
     sparse: bool = False,
 ) -> Tensor:
     """Rows of weight (V, C) picked by input (...) -> (..., C)"""
-    _refuse("embedding", max_norm=max_norm, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
+    refuse("embedding", max_norm=max_norm, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
     if padding_idx is not None:
         padding_idx %= weight.shape[0]
     check_range("embedding", "ids", input, weight.shape[0])
@@ -131,7 +134,7 @@ def dropout(
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-    _refuse("dropout", inplace=inplace)
+    refuse("dropout", inplace=inplace)
     if not training or p == 0:
         return input
     y: Tensor = _dropout.dropout(input, _keep(input, input.shape, p, generator), p)
@@ -189,14 +192,14 @@ def rope(input: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # ---- activations ---------------------------------------------------------------------------------
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """y = max(x, 0)"""
-    _refuse("relu", inplace=inplace)
+    refuse("relu", inplace=inplace)
     y: Tensor = _activation.relu(input)
     return y
 
 
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """y = x sigmoid(x)"""
-    _refuse("silu", inplace=inplace)
+    refuse("silu", inplace=inplace)
     y: Tensor = _activation.silu(input)
     return y
 
@@ -254,7 +257,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """input (V,), (N, V) or (N, V, d1, ...); target without V, or probabilities with it."""
-    _refuse("cross_entropy", size_average=size_average, reduce=reduce)
+    refuse("cross_entropy", size_average=size_average, reduce=reduce)
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     rows = _classes_last(input)
@@ -318,7 +321,7 @@ def nll_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """-input[target], input of log-probabilities in cross_entropy's shapes."""
-    _refuse("nll_loss", size_average=size_average, reduce=reduce)
+    refuse("nll_loss", size_average=size_average, reduce=reduce)
     _check_targets("nll_loss", input, target, ignore_index)
     loss: Tensor = _loss.nll_loss(
         _classes_last(input), target.reshape(-1), weight, ignore_index, reduction
@@ -334,7 +337,7 @@ def mse_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """(input - target)**2"""
-    _refuse("mse_loss", size_average=size_average, reduce=reduce)
+    refuse("mse_loss", size_average=size_average, reduce=reduce)
     if input.shape != target.shape:
         warnings.warn(
             f"Using a target size ({target.shape}) that is different to the input size "

@@ -13,6 +13,7 @@ from nplm.autograd.graph import no_grad
 from nplm.autograd.tensor import Tensor
 from nplm.nn import functional as F
 from nplm.nn import init
+from nplm.nn.functional import refuse
 from nplm.nn.module import Module, Parameter
 from nplm.ops.creation import empty
 
@@ -31,9 +32,8 @@ class Linear(Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.weight = _parameter(out_features, in_features, device=device, dtype=dtype)
-        self.register_parameter(
-            "bias", _parameter(out_features, device=device, dtype=dtype) if bias else None
-        )
+        zeros = _parameter(out_features, device=device, dtype=dtype)
+        self.register_parameter("bias", zeros if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -49,10 +49,8 @@ class Linear(Module):
 
     def extra_repr(self) -> str:
         """The settings that `repr` shows."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}"
-        )
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}"
 
 
 class Embedding(Module):
@@ -60,9 +58,11 @@ class Embedding(Module):
 
     def __init__(
         self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None,
-        device: str = "cpu", dtype: Any = None,
+        max_norm: None = None, norm_type: float = 2.0, scale_grad_by_freq: bool = False,
+        sparse: bool = False, device: str = "cpu", dtype: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        refuse("Embedding", max_norm=max_norm, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         if padding_idx is not None:
             if not -num_embeddings <= padding_idx < num_embeddings:
@@ -100,10 +100,8 @@ class LayerNorm(Module):
         self.normalized_shape = _sizes(normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
         for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
-            shape = self.normalized_shape
-            self.register_parameter(
-                name, _parameter(*shape, device=device, dtype=dtype) if wanted else None
-            )
+            new = _parameter(*self.normalized_shape, device=device, dtype=dtype)
+            self.register_parameter(name, new if wanted else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

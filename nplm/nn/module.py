@@ -10,7 +10,7 @@ from nplm.autograd.graph import Array, no_grad
 from nplm.autograd.tensor import Tensor
 from nplm.backend.dtypes import float32, float64
 from nplm.nn.loading import IncompatibleKeys, match
-from nplm.nn.moving import destination, move
+from nplm.nn.moving import floating_destination, move
 from nplm.nn.registry import Registry
 
 
@@ -206,7 +206,7 @@ class Module(Registry):
 
         Parameters stay the same objects, so ties and optimizers hold; gradients move along.
         """
-        device, dtype = destination(args, device, dtype)
+        device, dtype = floating_destination(args, device, dtype)
         for tensor in [*self.parameters(), *self.buffers()]:
             move(tensor, device, dtype)
         return self

@@ -9,17 +9,14 @@ import numpy as np
 from nplm.autograd.tensor import Tensor
 from nplm.backend import namespace_for
 from nplm.backend.dtypes import FLOATING
+from nplm.ops.api import destination
 
 
-def destination(args: tuple[Any, ...], device: str | None, dtype: Any) -> tuple[str | None, Any]:
-    """(device, dtype) from the arguments of `Module.to`; None keeps what a tensor has."""
-    for arg in args:
-        if isinstance(arg, Tensor):
-            device, dtype = arg.device, arg.dtype
-        elif isinstance(arg, str) and arg not in np.sctypeDict:
-            device = arg
-        else:
-            dtype = arg
+def floating_destination(
+    args: tuple[Any, ...], device: str | None, dtype: Any
+) -> tuple[str | None, Any]:
+    """(device, dtype) from the arguments of `Module.to`; a dtype must be a floating one."""
+    device, dtype = destination(args, device, dtype)
     if dtype is not None and np.dtype(dtype) not in FLOATING:
         raise TypeError(f"Module.to: expected a floating dtype, got {dtype}")
     return device, dtype

@@ -221,15 +221,21 @@ def transfer(xp, x, device: str):
     return there.copy(y), lambda dy: (xp.asarray(there.to_numpy(dy), None, home),)
 
 
-def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
-    """`x.to(dtype)`, `x.to(device)`, `x.to(device, dtype)`, `x.to(other)`: recorded copies."""
+def destination(args: tuple[Any, ...], device: str | None, dtype: Any) -> tuple[str | None, Any]:
+    """(device, dtype) from the arguments of `to`; None: as it is."""
     for arg in args:
         if isinstance(arg, Tensor):
-            dtype, device = arg.dtype, arg.device
+            device, dtype = arg.device, arg.dtype
         elif isinstance(arg, str) and arg not in np.sctypeDict:
             device = arg
         else:
             dtype = arg
+    return device, dtype
+
+
+def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
+    """`x.to(dtype)`, `x.to(device)`, `x.to(device, dtype)`, `x.to(other)`: recorded copies."""
+    device, dtype = destination(args, device, dtype)
     if dtype is not None and np.dtype(dtype) != input.dtype:
         input = elementwise.cast(input, dtype)
     if device is not None and device != input.device:

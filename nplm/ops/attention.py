@@ -60,7 +60,11 @@ def attention(xp, q, k, v, mask=None, keep=None, causal: bool = False, scale: fl
         )
     scale = 1 / math.sqrt(D) if scale is None else scale
     batch = tuple(q.shape[:-3])
-    grouped = q.reshape((*batch, G, H // G * T, D))  # heads of a group as rows: one product each
+
+    def rows(x):  # (..., H, T, N) -> (..., G, H/G T, N): the heads of a group share one product
+        return x.reshape((*batch, G, H // G * T, x.shape[-1]))
+
+    grouped = rows(q)
     scores = xp.matmul(grouped, xp.swapaxes(k, -1, -2)) * scale  # (..., G, H/G T, S)
     scores = _scores_mask(xp, scores.reshape((*batch, H, T, S)), mask, causal)
     top = xp.amax(scores, axis=-1, keepdims=True)
@@ -69,9 +73,6 @@ def attention(xp, q, k, v, mask=None, keep=None, causal: bool = False, scale: fl
     p = e / xp.where(total == 0, xp.ones((), total), total)  # (..., H, T, S)
     keep_scale = None if keep is None else dropout_scale(xp, keep, p, dropout_p)
     dropped = p if keep is None else p * keep_scale
-
-    def rows(x):  # (..., H, T, N) -> (..., G, H/G T, N)
-        return x.reshape((*batch, G, H // G * T, x.shape[-1]))
 
     def backward(dy):
         dv = xp.matmul(xp.swapaxes(rows(dropped), -1, -2), rows(dy))

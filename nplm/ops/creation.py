@@ -10,7 +10,7 @@ from nplm import random
 from nplm.autograd.factory import tensor
 from nplm.autograd.tensor import Tensor
 from nplm.backend import namespace_for
-from nplm.backend.dtypes import FLOATING, get_default_dtype
+from nplm.backend.dtypes import get_default_dtype
 
 
 def size_of(size: tuple[Any, ...]) -> tuple[int, ...]:
@@ -126,8 +126,3 @@ def randint(
 def randperm(n: int, generator: random.Generator | None = None, device: str = "cpu") -> Tensor:
     """The integers 0 .. n-1 in random order."""
     return _place((generator or random.default_generator).randperm(n), device, False)
-
-
-def is_floating_dtype(dtype: Any) -> bool:
-    """Whether a dtype is float32 or float64."""
-    return np.dtype(dtype) in FLOATING

@@ -110,32 +110,24 @@ def neg(xp, x):
 def maximum(xp, x, y):
     """The larger of two; equal ones share the gradient.   Twin: torch.maximum"""
     a, b = xp.promote(x, y)
-    z = xp.maximum(a, b)
-
-    def backward(dz):
-        half = dz * (0.5 * xp.astype(a == b, dz.dtype))
-        return (
-            unbroadcast(xp, dz * xp.astype(a > b, dz.dtype) + half, x),
-            unbroadcast(xp, dz * xp.astype(a < b, dz.dtype) + half, y),
-        )
-
-    return z, backward
+    return xp.maximum(a, b), _chosen(xp, x, y, a > b, a == b)
 
 
 @op
 def minimum(xp, x, y):
     """The smaller of two; equal ones share the gradient.   Twin: torch.minimum"""
     a, b = xp.promote(x, y)
-    z = xp.minimum(a, b)
+    return xp.minimum(a, b), _chosen(xp, x, y, a < b, a == b)
+
+
+def _chosen(xp, x, y, first, equal):
+    """The backward of a choice: all to x where it came first, half to each where they are equal."""
 
     def backward(dz):
-        half = dz * (0.5 * xp.astype(a == b, dz.dtype))
-        return (
-            unbroadcast(xp, dz * xp.astype(a < b, dz.dtype) + half, x),
-            unbroadcast(xp, dz * xp.astype(a > b, dz.dtype) + half, y),
-        )
+        dx = dz * (xp.astype(first, dz.dtype) + 0.5 * xp.astype(equal, dz.dtype))
+        return unbroadcast(xp, dx, x), unbroadcast(xp, dz - dx, y)
 
-    return z, backward
+    return backward
 
 
 @op

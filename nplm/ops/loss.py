@@ -15,7 +15,7 @@ def _reduce(xp, losses, norm, reduction):
 
 
 def _targets(xp, name, x, targets, weight, ignore_index):
-    """(counted (N,) as 0/1, safe targets (N, 1), class weight of each row (N,), their sum)."""
+    """(counted (N,) booleans, safe targets (N, 1), class weight of each row (N,), their sum)."""
     if x.ndim != 2 or tuple(targets.shape) != (x.shape[0],) or xp.is_floating(targets):
         raise ValueError(
             f"{name}: expected inputs (N, V) and integer targets (N,), got {tuple(x.shape)} and "
@@ -34,7 +34,7 @@ def _targets(xp, name, x, targets, weight, ignore_index):
 
 
 def _to_rows(xp, dy, counted):
-    """The gradient of every row's loss (N,): nothing for ignored rows, were `dy` 1 / 0 even."""
+    """The gradient of every row's loss (N,): 0 for ignored rows, even where `dy` is 1 / 0."""
     return xp.where(counted, dy, xp.zeros((), dy))
 
 
@@ -45,7 +45,7 @@ def cross_entropy(xp, logits, targets, weight=None, ignore_index: int = -100,
 
     loss_i = -w[t] log p[t], p = softmax(logits); "mean" divides by the sum of w[t], not by N.
     Smoothing e: (1 - e) of that plus e/V of the same summed over all classes.
-    dlogits_i = (p (sum of the row's target weights) - the row's target weights) dy
+    dlogits_i = w[t] (p - onehot(t)) dy, without smoothing
     Twin: torch.nn.functional.cross_entropy
     """
     counted, safe, w, norm = _targets(xp, "cross_entropy", logits, targets, weight, ignore_index)

@@ -73,29 +73,24 @@ def mean(xp, x, dim: Dim = None, keepdim: bool = False):
 @op
 def amax(xp, x, dim: Dim = None, keepdim: bool = False):
     """The largest over dim; equal ones share the gradient.   Twin: torch.amax"""
-    axes = axes_of("amax", dim, x.ndim)
-    top = xp.amax(x, axis=axes, keepdims=True)
-
-    def backward(dy):
-        hits = xp.astype(x == top, dy.dtype)
-        share = hits / xp.sum(hits, axis=axes, keepdims=True)
-        return (share * dy.reshape(kept(x, axes)),)
-
-    return top if keepdim else top.reshape(_dropped(x, axes)), backward
+    return _extreme(xp, x, xp.amax, axes_of("amax", dim, x.ndim), keepdim)
 
 
 @op
 def amin(xp, x, dim: Dim = None, keepdim: bool = False):
     """The smallest over dim; equal ones share the gradient.   Twin: torch.amin"""
-    axes = axes_of("amin", dim, x.ndim)
-    least = xp.amin(x, axis=axes, keepdims=True)
+    return _extreme(xp, x, xp.amin, axes_of("amin", dim, x.ndim), keepdim)
+
+
+def _extreme(xp, x, best_of, axes, keepdim):
+    best = best_of(x, axis=axes, keepdims=True)
 
     def backward(dy):
-        hits = xp.astype(x == least, dy.dtype)
+        hits = xp.astype(x == best, dy.dtype)
         share = hits / xp.sum(hits, axis=axes, keepdims=True)
         return (share * dy.reshape(kept(x, axes)),)
 
-    return least if keepdim else least.reshape(_dropped(x, axes)), backward
+    return best if keepdim else best.reshape(_dropped(x, axes)), backward
 
 
 def _dropped(x, axes):

@@ -1,6 +1,6 @@
 """Adam and AdamW: the update on arrays, and the classes with torch's arguments around it.
 
-Read optimizer.py for groups and state; nothing here depends on more of it than `state[p]`.
+The arithmetic stands alone; groups and state are explained in optimizer.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def adam_update(
     max_exp_avg_sqs: Arrays, steps: list[Any], *, lr: float, beta1: float, beta2: float, eps: float,
     weight_decay: float, decoupled_weight_decay: bool, amsgrad: bool, maximize: bool,
 ) -> None:  # fmt: skip
-    """One step of Adam, in place; `steps` counts each parameter's updates, this one included.
+    """One step of Adam, in place; t = steps[i] counts the parameter's updates, this one included.
 
     m = beta1 m + (1 - beta1) g                 mean of the gradients, too small while t is small
     v = beta2 v + (1 - beta2) g^2               mean of their squares, too small likewise

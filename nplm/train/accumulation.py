@@ -1,4 +1,4 @@
-"""Gradient accumulation: a window of micro-batches has the gradient of one large batch.
+"""Gradient accumulation: a window (a list of micro-batches) has the gradient of one large batch.
 
 The gradient of a step is `sum over micro-batches of d(sum of token losses) / N`, N being the target
 tokens of the whole window. Dividing each mean loss by their number K instead is right only when

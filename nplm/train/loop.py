@@ -1,4 +1,4 @@
-"""The loop: `fit` yields one record an update, and everything else is a statement in your `for`.
+"""The loop: `fit` yields one record per update, and everything else is a statement in your `for`.
 
 Read step.py before. There are no callbacks: evaluate, stop, save and log in the loop's body.
 """
@@ -83,7 +83,9 @@ def fit(
         if step == before:
             if epoch and isinstance(loader, Iterator):
                 return  # it is used up
-            raise DataError("fit: the loader gave no window with targets, so nothing was trained")
+            raise DataError(
+                "fit: an epoch ended without an update: no window had targets, or none was finite"
+            )
 
 
 def evaluate(model: Module, loader: Iterable[Batch]) -> Evaluation:

@@ -21,7 +21,7 @@ from nplm.train.accumulation import LossFunction, accumulate
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one update did.  `float(record.loss)` waits for a device; the rest is on the host."""
+    """What one update did.  `loss` and `grad_norm` are Tensors on the model's device."""
 
     loss: Tensor  # (), mean over the target tokens
     grad_norm: Tensor  # (), before clipping
