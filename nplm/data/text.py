@@ -43,7 +43,7 @@ class Corpus:
 
 
 def default_corpus() -> Corpus:
-    """Return CPython's language reference as plain ASCII text, cleaned; the same for one Python.
+    """Return the prose of CPython's language reference as ASCII text; the same for one Python.
 
     Topics come in alphabetical order. A paragraph that several topics share is kept once: otherwise
     a fifth of the text would repeat, and much of the validation part would have been trained on.
@@ -105,14 +105,29 @@ def _clean(topic: str, seen: set[str]) -> str:
         if not underlines and not _NOISE.fullmatch(line) and not (line and _GRID.fullmatch(line)):
             lines.append(line)
     text = _ASIDE.sub("", "\n".join(lines))
-    blocks = [block for block in re.split(r"\n{2,}", text.strip("\n")) if _is_prose(block)]
+    blocks = [_unindented(b) for b in re.split(r"\n{2,}", text.strip("\n")) if _is_prose(b)]
     return "\n\n".join(_unseen(blocks, seen))
 
 
 def _is_prose(block: str) -> bool:
-    """No grammar rule and no list of operators: mostly letters."""
+    """Mostly letters, lines of about the same indent: no grammar, no code, no list of operators.
+
+    Prose alone is what a small model learns to spell in a few minutes.
+    """
     solid = "".join(block.split())
-    return "::=" not in block and sum(map(str.isalpha, solid)) >= 0.6 * len(solid)
+    indents = [len(line) - len(line.lstrip()) for line in block.split("\n")]
+    letters = sum(map(str.isalpha, solid))
+    return (
+        "::=" not in block
+        and ">>>" not in block
+        and letters >= 0.85 * len(solid)
+        and max(indents) - min(indents) <= 3
+    )
+
+
+def _unindented(block: str) -> str:
+    """Every line from its first letter on, single spaces between words."""
+    return "\n".join(" ".join(line.split()) for line in block.split("\n"))
 
 
 def _ascii(text: str) -> str:
