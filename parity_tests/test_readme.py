@@ -76,6 +76,13 @@ def test_ci_runs_the_commands_of_the_readme():
         assert line in script.replace(' --out "$work/runs"', ""), line
 
 
+def test_no_page_has_a_place_that_waits_for_text():
+    for page in PAGES:
+        assert not re.findall(r"^(?:[A-Z_]{6,}|TODO.*|XXX.*)$", page.read_text(), re.MULTILINE), (
+            page
+        )
+
+
 def test_no_page_names_another_projects_distribution():
     for page in PAGES:
         assert "pip install nplm" not in page.read_text(), page

@@ -1,4 +1,4 @@
-"""The same ops, fast, on torch: forward and backward are torch's own kernels, without autograd.
+"""Faster versions of ops on torch: forward and backward by torch's own kernels, no autograd.
 
 Read the op in nplm/ops first.  Loaded on the first op that runs on a torch tensor.
 """
