@@ -7,7 +7,7 @@ G key and value heads, S key positions, E value size.
 
 from nplm import random
 from nplm.autograd.factory import as_tensor, tensor
-from nplm.autograd.graph import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+from nplm.autograd.grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from nplm.autograd.op import reference
 from nplm.autograd.tensor import Tensor
 from nplm.backend.dtypes import (

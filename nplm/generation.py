@@ -9,7 +9,7 @@ import numpy as np
 
 from nplm import random
 from nplm.autograd.factory import tensor
-from nplm.autograd.graph import no_grad
+from nplm.autograd.grad_mode import no_grad
 from nplm.autograd.tensor import Tensor
 from nplm.errors import ConfigError, DataError
 from nplm.nn.functional import softmax

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "files": "errors",
     "backend": "errors backend",
     "autograd.graph": "errors",
+    "autograd.grad_mode": "autograd.graph",
     "autograd.host": "errors backend",
     "autograd.tensor": "errors autograd.graph autograd.host backend",
     "autograd.factory": "autograd.tensor backend",

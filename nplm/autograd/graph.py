@@ -7,8 +7,7 @@ forward pass is held by the closures alone and is freed while the walk drops the
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from nplm.errors import GraphError
@@ -122,28 +121,3 @@ def run_backward(
         for i, edge in enumerate(node.edges):
             if edge is not None:
                 send(edge, dxs[i])
-
-
-def is_grad_enabled() -> bool:
-    """Whether this thread records a graph.  Twin: torch.is_grad_enabled."""
-    return flags.recording
-
-
-@contextmanager
-def set_grad_enabled(mode: bool) -> Iterator[None]:
-    """Record (or not) inside the block.  Twin: torch.set_grad_enabled, as a context manager."""
-    before, flags.recording = flags.recording, mode
-    try:
-        yield
-    finally:
-        flags.recording = before
-
-
-def no_grad() -> Any:
-    """Record nothing inside `with no_grad():` or in a function under it.  Twin: torch.no_grad."""
-    return set_grad_enabled(False)
-
-
-def enable_grad() -> Any:
-    """Record again inside a `no_grad` block.  Twin: torch.enable_grad."""
-    return set_grad_enabled(True)

@@ -18,6 +18,8 @@ class HostValues:
     """What Python and NumPy ask of a Tensor."""
 
     __slots__ = ()
+    array: Any  # Tensor's own
+    xp: Any
 
     if TYPE_CHECKING:
 
@@ -49,6 +51,35 @@ class HostValues:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.xp.to_numpy(self.array), dtype=dtype, copy=copy)
+
+    @property
+    def data(self: Any) -> Any:
+        """The same memory, outside the graph: torch's older spelling of `detach()`."""
+        return self.detach()
+
+    @data.setter
+    def data(self: Any, values: Tensor) -> None:
+        self.array, self.xp = values.array, values.xp
+        self.forget_buffer()
+
+    def check_gradient(self: Any, gradient: Any) -> None:
+        """A RuntimeError unless `gradient` may become `.grad`."""
+        mine = (self.shape, self.dtype, self.device)
+        theirs = tuple(getattr(gradient, name, None) for name in ("shape", "dtype", "device"))
+        if mine != theirs:
+            raise RuntimeError(
+                f"grad: expected a Tensor of shape {mine[0]}, {mine[1]} on {mine[2]}, got "
+                f"{type(gradient).__name__} of shape {theirs[0]}, {theirs[1]} on {theirs[2]}"
+            )
+
+    def __format__(self: Any, spec: str) -> str:
+        return format(self.item(), spec) if self.ndim == 0 else object.__format__(self, spec)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a Tensor is not pickled: save model.state_dict() with nplm.save, or copy with "
+            "copy.deepcopy or .clone()"
+        )
 
     def item(self) -> Any:
         """The only element, as a Python number."""

@@ -32,14 +32,14 @@ class Tensor(HostValues):
     Made by `nplm.tensor`, `nplm.zeros` ...; the constructor wraps an array without a copy.
     """
 
-    __slots__ = ("__weakref__", "array", "grad", "hooks", "node", "output", "xp")
+    __slots__ = ("__weakref__", "_grad", "array", "hooks", "node", "output", "xp")
     __array_ufunc__ = None  # else `ndarray * Tensor` would become an array of objects
 
     def __init__(self, array: Array, requires_grad: bool = False) -> None:
         self.xp: Any = namespace_of(array)
         self.xp.dtype_of(array)  # refuses what is not supported, float16 for example
         self.array = array if self.xp.name == "numpy" else array.detach()
-        self.grad: Tensor | None = None
+        self._grad: Tensor | None = None
         self.node: Node | None = None
         self.output = 0
         self.hooks: list[Callable[[Tensor], None]] = []
@@ -120,9 +120,15 @@ class Tensor(HostValues):
         return Tensor(self.array)
 
     @property
-    def data(self) -> Tensor:
-        """The same memory, outside the graph: torch's older spelling of `detach()`."""
-        return self.detach()
+    def grad(self) -> Tensor | None:
+        """The gradient, a Tensor of the same shape, dtype and device, or None."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, gradient: Tensor | None) -> None:
+        if gradient is not None:
+            self.check_gradient(gradient)
+        self._grad = gradient
 
     def backward(
         self, gradient: Tensor | float | None = None, *, into: BackwardInto | None = None

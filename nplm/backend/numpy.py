@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nplm.backend.dtypes import FLOATING, get_default_dtype, result_dtype, supported
+from nplm.backend.dtypes import FLOATING, SUPPORTED, get_default_dtype, result_dtype, supported
 from nplm.errors import BackendError
 
 Array = np.ndarray
@@ -38,7 +38,7 @@ def copy(x: Array) -> Array:
 
 def dtype_of(x: Array) -> np.dtype[Any]:
     """The dtype, as NumPy names it on every backend."""
-    return x.dtype
+    return x.dtype if x.dtype in SUPPORTED else supported(x.dtype)  # which raises
 
 
 def device_of(x: Array) -> str:

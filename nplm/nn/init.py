@@ -9,7 +9,7 @@ import numpy as np
 
 from nplm import random
 from nplm.autograd.factory import as_tensor
-from nplm.autograd.graph import no_grad
+from nplm.autograd.grad_mode import no_grad
 from nplm.autograd.tensor import Tensor
 from nplm.random import Generator
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from nplm.autograd.graph import no_grad
+from nplm.autograd.grad_mode import no_grad
 from nplm.autograd.tensor import Tensor
 from nplm.nn import functional as F
 from nplm.nn import init

@@ -6,7 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
-from nplm.autograd.graph import Array, no_grad
+from nplm.autograd.grad_mode import no_grad
+from nplm.autograd.graph import Array
 from nplm.autograd.tensor import Tensor
 from nplm.backend.dtypes import float32, float64
 from nplm.nn.loading import IncompatibleKeys, match

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 
-from nplm.autograd.graph import no_grad
+from nplm.autograd.grad_mode import no_grad
 from nplm.autograd.tensor import Tensor
 from nplm.ops.api import stack
 from nplm.ops.creation import zeros

@@ -18,6 +18,15 @@ def _bitwise(name: str) -> Any:
     return lambda self, *others: api.bitwise(name, self, *others)
 
 
+def _unless_other_kind(op: Any) -> Any:
+    """`x == None` and `x == "text"` are False, as in torch, and not an elementwise question."""
+
+    def compare(self: Tensor, other: Any) -> Any:
+        return NotImplemented if other is None or isinstance(other, str) else op(self, other)
+
+    return compare
+
+
 def _bind() -> None:
     e = elementwise
     operators = {
@@ -27,8 +36,15 @@ def _bind() -> None:
     for name, op in operators.items():
         setattr(Tensor, f"__{name}__", op)
         setattr(Tensor, f"__r{name}__", _reflected(op))
-    for name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    for name in ("lt", "le", "gt", "ge"):
         setattr(Tensor, f"__{name}__", getattr(e, name))
+    setattr(Tensor, "__eq__", _unless_other_kind(e.eq))
+    setattr(Tensor, "__ne__", _unless_other_kind(e.ne))
+    for name, op, change in (
+        ("add", e.add, inplace.add_), ("sub", e.sub, inplace.sub_), ("mul", e.mul, inplace.mul_),
+        ("truediv", e.div, inplace.div_),
+    ):  # fmt: skip
+        setattr(Tensor, f"__i{name}__", inplace.augmented(op, change))
     special = {
         "__neg__": e.neg, "__abs__": e.abs,
         "__getitem__": api.getitem, "__setitem__": inplace.setitem,

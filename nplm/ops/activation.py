@@ -3,7 +3,7 @@
 import math
 
 from nplm.autograd.op import op
-from nplm.ops.reduce import axes_of
+from nplm.ops.reduce import axes_of, top_of
 
 
 @op
@@ -68,7 +68,7 @@ def swiglu(xp, gate, up):
 def softmax(xp, x, dim: int):
     """y = exp(x) / sum(exp(x)) along dim   dx = y (dy - sum(dy y))   Twin: torch.softmax"""
     axes = axes_of("softmax", dim, x.ndim)
-    e = xp.exp(x - xp.amax(x, axis=axes, keepdims=True))
+    e = xp.exp(x - top_of(xp, x, axes))
     y = e / xp.sum(e, axis=axes, keepdims=True)
 
     def backward(dy):
@@ -81,7 +81,7 @@ def softmax(xp, x, dim: int):
 def log_softmax(xp, x, dim: int):
     """y = x - log(sum(exp(x))) along dim   dx = dy - exp(y) sum(dy)   Twin: torch.log_softmax"""
     axes = axes_of("log_softmax", dim, x.ndim)
-    z = x - xp.amax(x, axis=axes, keepdims=True)
+    z = x - top_of(xp, x, axes)
     y = z - xp.log(xp.sum(xp.exp(z), axis=axes, keepdims=True))
 
     def backward(dy):

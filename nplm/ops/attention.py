@@ -5,6 +5,7 @@ import math
 from nplm.autograd.op import op
 from nplm.ops.dropout import dropout_scale
 from nplm.ops.elementwise import unbroadcast
+from nplm.ops.reduce import top_of
 
 
 @op
@@ -67,7 +68,7 @@ def attention(xp, q, k, v, mask=None, keep=None, causal: bool = False, scale: fl
     grouped = rows(q)
     scores = xp.matmul(grouped, xp.swapaxes(k, -1, -2)) * scale  # (..., G, H/G T, S)
     scores = _scores_mask(xp, scores.reshape((*batch, H, T, S)), mask, causal)
-    top = xp.amax(scores, axis=-1, keepdims=True)
+    top = top_of(xp, scores, (scores.ndim - 1,))
     e = xp.exp(scores - xp.where(top == -math.inf, xp.zeros((), top), top))
     total = xp.sum(e, axis=-1, keepdims=True)
     p = e / xp.where(total == 0, xp.ones((), total), total)  # (..., H, T, S)

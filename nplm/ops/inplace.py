@@ -43,6 +43,21 @@ def _operand(target: Tensor, value: Any, what: str) -> Any:
     return value
 
 
+def augmented(op: Any, change: Callable[..., Any]) -> Callable[..., Any]:
+    """`x += y`: in place where nothing is recorded, else the op's result under the same name.
+
+    torch writes into the tensor in both cases; a leaf that requires a gradient refuses in both.
+    """
+
+    def method(self: Tensor, other: Any) -> Any:
+        recorded = flags.recording and isinstance(other, Tensor) and other.requires_grad
+        if self.is_leaf and not (recorded and not self.requires_grad):
+            return change(self, other)  # refuses a leaf that requires a gradient
+        return op(self, other) if flags.recording else change(self, other)
+
+    return method
+
+
 def in_place(change: Callable[..., None]) -> Callable[..., Any]:
     """A method that may write `self`, says nothing about infinities, and returns `self`."""
 

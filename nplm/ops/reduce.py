@@ -46,6 +46,13 @@ def count(x, axes):
     return n
 
 
+def top_of(xp, x, axes):
+    """The largest over `axes` (kept), or 0 where there is none: what an exponent is shifted by."""
+    if count(x, axes) == 0:
+        return xp.zeros(kept(x, axes), x)
+    return xp.amax(x, axis=axes, keepdims=True)
+
+
 @op
 def sum(xp, x, dim: Dim = None, keepdim: bool = False):
     """y = sum of x over dim; integers add up as int64   Twin: torch.sum"""

@@ -12,7 +12,8 @@ from copy import deepcopy
 from typing import Any, ClassVar, TypeAlias
 
 from nplm.autograd.factory import tensor
-from nplm.autograd.graph import Array, enable_grad
+from nplm.autograd.grad_mode import enable_grad
+from nplm.autograd.graph import Array
 from nplm.autograd.tensor import Tensor
 from nplm.errors import ConfigError
 

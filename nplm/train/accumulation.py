@@ -19,6 +19,11 @@ from nplm.nn.module import Module
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # logits (B, T, V), targets (B, T) -> () a sum
 
 
+def device_of(model: Module) -> str:
+    """Where the model's first parameter lies; "cpu" for a model without any."""
+    return next((p.device for p in model.parameters()), "cpu")
+
+
 @dataclass(frozen=True)
 class WindowResult:
     """What a window gave; its gradients are in `.grad` (or in `into`)."""
@@ -54,7 +59,7 @@ def accumulate(
             f"accumulate: expected normalise 'token' or 'microbatch', got {normalise!r}"
         )
     loss_fn = loss_fn or summed_cross_entropy
-    device = next(model.parameters()).device
+    device = device_of(model)
     counts = [batch.n_targets() for batch in window]  # on the host, before anything runs
     total = sum(counts)
     loss = tensor(0.0 if total else float("nan"), device=device)

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from nplm.autograd.factory import tensor
-from nplm.autograd.graph import no_grad
+from nplm.autograd.grad_mode import no_grad
 from nplm.data.loader import Batch, marked_windows
 from nplm.errors import ConfigError, DataError
 from nplm.nn import functional as F
 from nplm.nn.module import Module
 from nplm.optim.optimizer import Optimizer
+from nplm.train.accumulation import device_of
 from nplm.train.step import StepRecord, train_step
 
 
@@ -94,7 +95,7 @@ def evaluate(model: Module, loader: Iterable[Batch]) -> Evaluation:
     Token losses are summed in float64, so the batch size does not matter; draws no random numbers.
     """
     training, total, n_targets = model.training, 0.0, 0
-    device = next(model.parameters()).device
+    device = device_of(model)
     model.eval()
     try:
         with no_grad():

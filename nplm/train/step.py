@@ -55,6 +55,8 @@ def train_step(
         raise ValueError(
             f"train_step: expected on_nonfinite 'stop' or 'skip', got {on_nonfinite!r}"
         )
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"train_step: expected a positive clip_norm or None, got {clip_norm}")
     began = perf_counter()
     optimizer.zero_grad()
     result = accumulate(window, model, normalise=normalise, loss_fn=loss_fn)
