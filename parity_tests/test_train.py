@@ -236,3 +236,11 @@ def test_evaluation_keeps_the_mode_and_draws_nothing():
         assert result.perplexity == pytest.approx(np.exp(result.loss))
     with pytest.raises(DataError, match="at least one target"):
         evaluate(model, [])
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan")])
+def test_a_clip_norm_that_is_not_positive_is_refused(norm):
+    model = small_decoder()
+    with pytest.raises(ValueError, match="expected a positive clip_norm or None"):
+        train_step(model, SGD(model.parameters()), [ragged_batch(np.random.default_rng(1), 2)],
+                   clip_norm=norm)  # fmt: skip
