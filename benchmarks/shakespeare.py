@@ -1,6 +1,6 @@
 """nanoGPT's character model for a CPU, trained by nplm and by its torch twin on the same batches.
 
-    python -m benchmarks.shakespeare --data tiny_shakespeare.txt [--steps 2000] [--json FILE]
+    python -m benchmarks.shakespeare --data input.txt [--steps 2000] [--json FILE]
 
 Context 64, batch 12, no dropout, no bias, AdamW 1e-3 -> 1e-4 (warm-up 100, cosine), beta2 0.99,
 decay 0.1 on matrices, clip 1. Both start from the same weights; the loss is that of the whole
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nplm.parity.twin import TorchDecoder
-from nplm.train.job import Job, TrainConfig, prepare
+from nplm.train.job import Job, ScheduleConfig, TrainConfig, prepare
 from nplm.train.loop import evaluate, fit
 
 IGNORED = -100
@@ -83,10 +83,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--warmup-steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    job = prepare(TrainConfig(data=(arguments.data,), steps=arguments.steps, seed=arguments.seed))
+    schedule = ScheduleConfig(warmup_steps=arguments.warmup_steps)
+    job = prepare(
+        TrainConfig(
+            data=(arguments.data,), steps=arguments.steps, schedule=schedule, seed=arguments.seed
+        )
+    )
     twin = TorchDecoder(job.model.config)
     start = {k: torch.from_numpy(np.array(v)) for k, v in job.model.state_dict().items()}
     twin.load_state_dict(start)
