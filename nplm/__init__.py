@@ -5,6 +5,10 @@ B batch, T time (positions), C channels, H heads, D head size, V vocabulary; in 
 G key and value heads, S key positions, E value size.
 """
 
+from math import inf, nan, pi
+
+from numpy import finfo
+
 from nplm import random
 from nplm.autograd.factory import as_tensor, tensor
 from nplm.autograd.grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
@@ -22,6 +26,21 @@ from nplm.backend.dtypes import (
     set_default_dtype,
     uint8,
 )  # fmt: skip
+from nplm.backend.dtypes import (
+    bool_ as bool,
+)
+from nplm.backend.dtypes import (
+    float32 as float,
+)
+from nplm.backend.dtypes import (
+    float64 as double,
+)
+from nplm.backend.dtypes import (
+    int32 as int,
+)
+from nplm.backend.dtypes import (
+    int64 as long,
+)
 from nplm.ops.activation import log_softmax, relu, softmax
 from nplm.ops.api import (
     allclose,
@@ -53,15 +72,20 @@ from nplm.ops.api import (
 )
 from nplm.ops.creation import (
     arange,
+    device,
     empty,
     eye,
+    from_numpy,
     full,
     full_like,
+    linspace,
     ones,
     ones_like,
     rand,
+    rand_like,
     randint,
     randn,
+    randn_like,
     randperm,
     zeros,
     zeros_like,
@@ -100,6 +124,22 @@ from nplm.ops.elementwise import (
     sub,
     tanh,
 )  # fmt: skip
+from nplm.ops.elementwise import (
+    clamp as clip,
+)
+from nplm.ops.extras import (
+    argsort,
+    bmm,
+    dot,
+    equal,
+    isclose,
+    mm,
+    multinomial,
+    outer,
+    sort,
+    square,
+    topk,
+)  # fmt: skip
 from nplm.ops.linear import matmul
 from nplm.ops.reduce import (
     all,
@@ -116,6 +156,7 @@ from nplm.ops.reduce import (
 )  # fmt: skip
 from nplm.ops.shape import transpose, tril, triu
 from nplm.random import Generator, get_rng_state, manual_seed, set_rng_state
+from nplm.serialization import load, save
 
 from nplm import data, models, nn, optim, train  # isort: skip  # they need the names above
 
@@ -135,26 +176,35 @@ __all__ = [
     "arange",
     "argmax",
     "argmin",
+    "argsort",
     "as_tensor",
+    "bmm",
     "bool_",
     "cat",
     "chunk",
     "clamp",
+    "clip",
     "clone",
     "cos",
     "cumsum",
     "data",
+    "device",
     "div",
+    "dot",
+    "double",
     "empty",
     "enable_grad",
     "eq",
+    "equal",
     "erf",
     "exp",
     "eye",
+    "finfo",
     "flatten",
     "flip",
     "float32",
     "float64",
+    "from_numpy",
     "full",
     "full_like",
     "gather",
@@ -163,21 +213,26 @@ __all__ = [
     "get_rng_state",
     "gt",
     "index_select",
+    "inf",
     "int8",
     "int16",
     "int32",
     "int64",
     "is_grad_enabled",
+    "isclose",
     "isfinite",
     "isinf",
     "isnan",
     "le",
+    "linspace",
+    "load",
     "log",
     "log_softmax",
     "logical_and",
     "logical_not",
     "logical_or",
     "logsumexp",
+    "long",
     "lt",
     "manual_seed",
     "masked_fill",
@@ -187,8 +242,11 @@ __all__ = [
     "mean",
     "min",
     "minimum",
+    "mm",
     "models",
     "mul",
+    "multinomial",
+    "nan",
     "ne",
     "neg",
     "nn",
@@ -197,17 +255,22 @@ __all__ = [
     "ones",
     "ones_like",
     "optim",
+    "outer",
     "permute",
+    "pi",
     "pow",
     "rand",
+    "rand_like",
     "randint",
     "randn",
+    "randn_like",
     "random",
     "randperm",
     "reference",
     "relu",
     "reshape",
     "rsqrt",
+    "save",
     "set_default_dtype",
     "set_grad_enabled",
     "set_rng_state",
@@ -215,8 +278,10 @@ __all__ = [
     "sign",
     "sin",
     "softmax",
+    "sort",
     "split",
     "sqrt",
+    "square",
     "squeeze",
     "stack",
     "std",
@@ -225,6 +290,7 @@ __all__ = [
     "t",
     "tanh",
     "tensor",
+    "topk",
     "train",
     "transpose",
     "tril",

@@ -130,7 +130,7 @@ class Generator:
         _expect(good, f"uniform: expected finite low <= high, got low={low} high={high}")
         out = self._fractions(math.prod(shape), kind)
         for part in _blocks(out):
-            part[:] = _fma(part, top - bottom, bottom)
+            part[:] = fused_multiply_add(part, top - bottom, bottom)
             part[part == top] = bottom  # rounding can reach `high`, which the interval excludes
         return out.reshape(shape)
 
@@ -173,7 +173,7 @@ class Generator:
         n = math.prod(shape)
         if n < 16:  # in float64 for both dtypes
             pairwise = np.array([self._next_normal() for _ in range(n)], F64)
-            return _fma(pairwise, std, mean).astype(kind).reshape(shape)
+            return fused_multiply_add(pairwise, std, mean).astype(kind).reshape(shape)
         out = self._fractions(n, kind)
         for part in _blocks(out[: n - n % 16]):
             part[:] = _box_muller(part, kind.type(mean), kind.type(std))
@@ -273,7 +273,7 @@ def _box_muller(block: Array, mean: float, std: float) -> Array:
     else:
         radius = np.sqrt(-2 * _libm(math.log, u))
         cos, sin = _libm(math.cos, angle), _libm(math.sin, angle)
-    return _fma(np.stack([radius * cos, radius * sin], axis=1).reshape(-1), std, mean)
+    return fused_multiply_add(np.stack([radius * cos, radius * sin], axis=1).reshape(-1), std, mean)
 
 
 def _libm(function: Callable[[float], float], x: Array) -> Array:
@@ -323,7 +323,7 @@ def _fma32(x: Array, a: Array | float, b: Array | float) -> Array:
     return (np.multiply(x, a, dtype=F64) + b).astype(F32)
 
 
-def _fma(x: Array, a: float, b: float) -> Array:
+def fused_multiply_add(x: Array, a: float, b: float) -> Array:
     """x * a + b rounded once, torch's fused instruction (unless x * a comes near underflow).
 
     Boldo and Melquiond, "Emulation of FMA and correctly rounded sums" (2008).

@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "optim": "errors backend autograd ops optim",
     "data": "errors files random data",
     "generation": f"{_BELOW_NN} nn",
+    "serialization": "errors autograd files",
     "train": f"{_BELOW_TRAIN} train",
     "parity": f"{_BELOW_TRAIN} train parity",
     "cli": f"{_BELOW_TRAIN} train parity cli",

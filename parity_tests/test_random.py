@@ -345,10 +345,10 @@ def test_seed_is_fresh_and_returned():
 def test_fma_rounds_the_exact_value_once(x, a, b):
     assume(all(v == 0 or abs(v) > 1e-30 for v in (x, a, b)))  # no draw underflows
     exact = Fraction(x) * Fraction(a) + Fraction(b)
-    assert nr._fma(np.array([x]), a, b)[0] == float(exact)
+    assert nr.fused_multiply_add(np.array([x]), a, b)[0] == float(exact)
     x32, a32, b32 = np.float32(x), np.float32(a), np.float32(b)
     exact = Fraction(float(x32)) * Fraction(float(a32)) + Fraction(float(b32))
-    ours = nr._fma(np.array([x32]), a32, b32)[0]
+    ours = nr.fused_multiply_add(np.array([x32]), a32, b32)[0]
     distance = abs(Fraction(float(ours)) - exact)
     for other in (np.nextafter(ours, np.float32(s)) for s in (-math.inf, math.inf)):
         assert distance <= abs(Fraction(float(other)) - exact)

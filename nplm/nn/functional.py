@@ -15,6 +15,7 @@ import numpy as np
 
 from nplm import random
 from nplm.autograd.tensor import Tensor
+from nplm.backend.dtypes import int64
 from nplm.errors import DataError
 from nplm.ops import activation as _activation
 from nplm.ops import attention as _attention
@@ -23,13 +24,14 @@ from nplm.ops import embedding as _embedding
 from nplm.ops import linear as _linear
 from nplm.ops import loss as _loss
 from nplm.ops import norm as _norm
+from nplm.ops.creation import arange
 from nplm.ops.elementwise import sigmoid, tanh
 from nplm.random import Generator
 
 __all__ = [
     "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "log_softmax",
-    "mse_loss", "nll_loss", "relu", "rms_norm", "rope", "scaled_dot_product_attention", "sigmoid",
-    "silu", "softmax", "swiglu", "tanh",
+    "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "rope", "scaled_dot_product_attention",
+    "sigmoid", "silu", "softmax", "swiglu", "tanh",
 ]  # fmt: skip
 
 
@@ -82,6 +84,19 @@ def embedding(
         padding_idx %= weight.shape[0]
     check_range("embedding", "ids", input, weight.shape[0])
     y: Tensor = _embedding.embedding(input, weight, padding_idx)
+    return y
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """1 at the class, 0 elsewhere: int64 (...) -> (..., num_classes); -1: the largest class + 1"""
+    if tensor.dtype != int64:
+        raise RuntimeError(f"one_hot: expected int64, got {tensor.dtype}; convert it with .long()")
+    classes: Tensor = tensor.cpu()
+    if tensor.numel() == 0 and num_classes <= 0:
+        raise RuntimeError("one_hot: expected num_classes >= 1 for an empty tensor")
+    n = num_classes if num_classes != -1 else int(classes.max()) + 1
+    check_range("one_hot", "classes", classes, n)
+    y: Tensor = (tensor.unsqueeze(-1) == arange(n, device=tensor.device)).long()
     return y
 
 

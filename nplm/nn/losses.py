@@ -33,6 +33,30 @@ class CrossEntropyLoss(Module):
         )  # fmt: skip
 
 
+class NLLLoss(Module):
+    """F.nll_loss with its options kept."""
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: None = None,
+        ignore_index: int = -100,
+        reduce: None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.size_average, self.reduce = size_average, reduce
+        self.ignore_index, self.reduction = ignore_index, reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Log-probabilities (N, V) or (N, V, ...), and targets -> () or the shape of the targets"""
+        return F.nll_loss(
+            input, target, self.weight, self.size_average, self.ignore_index, self.reduce,
+            self.reduction,
+        )  # fmt: skip
+
+
 class MSELoss(Module):
     """F.mse_loss with its reduction kept."""
 

@@ -6,7 +6,7 @@
 from typing import Any
 
 from nplm.autograd.tensor import Tensor
-from nplm.ops import activation, api, elementwise, inplace, linear, reduce, shape
+from nplm.ops import activation, api, creation, elementwise, extras, inplace, linear, reduce, shape
 
 
 def _reflected(op: Any) -> Any:
@@ -50,7 +50,7 @@ def _bind() -> None:
         "__getitem__": api.getitem, "__setitem__": inplace.setitem,
         "view": api.reshape, "bool": api.to_bool, "float": api.to_float32, "double": api.to_float64,
         "long": api.to_int64, "max": api.max_of, "min": api.min_of, "matmul": linear.matmul,
-        "type": api.to, "swapaxes": shape.transpose,
+        "type": api.to, "swapaxes": shape.transpose, "int": api.to_int32, "clip": e.clamp,
     }  # fmt: skip
     for name in ("and", "or"):
         setattr(Tensor, f"__{name}__", _bitwise(name))
@@ -67,6 +67,9 @@ def _bind() -> None:
         shape: "transpose tril triu",
         api: """reshape permute expand flip t squeeze unsqueeze flatten split chunk unbind
             masked_fill gather index_select std norm allclose to type_as cpu contiguous clone""",
+        creation: "new_tensor new_full new_zeros new_ones",
+        extras: """sort argsort topk mm bmm dot outer square expand_as view_as repeat ndimension
+            nelement equal isclose multinomial normal_ uniform_ masked_fill_""",
         inplace: "add_ sub_ mul_ div_ fill_ zero_ copy_ clamp_",
     }
     for module, names in methods.items():

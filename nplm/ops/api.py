@@ -15,14 +15,14 @@ from nplm.autograd.factory import tensor
 from nplm.autograd.op import op
 from nplm.autograd.tensor import Tensor
 from nplm.backend import namespace_for
-from nplm.backend.dtypes import bool_, float32, float64, int64
+from nplm.backend.dtypes import bool_, float32, float64, int32, int64
 from nplm.ops import elementwise, reduce, shape
 from nplm.ops.creation import size_of
 from nplm.ops.reduce import axes_of
 
 
 class ValuesIndices(NamedTuple):
-    """What `max(dim)` and `min(dim)` return.  Twin: torch.return_types.max"""
+    """What `max(dim)`, `sort` and `topk` return.  Twin: torch.return_types.max"""
 
     values: Tensor
     indices: Tensor
@@ -261,6 +261,11 @@ def to_float32(input: Tensor) -> Tensor:
 def to_float64(input: Tensor) -> Tensor:
     """As float64."""
     return to(input, dtype=float64)
+
+
+def to_int32(input: Tensor) -> Tensor:
+    """As int32; the fraction is cut off."""
+    return to(input, dtype=int32)
 
 
 def to_int64(input: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
 from nplm import random
-from nplm.autograd.factory import tensor
+from nplm.autograd.factory import as_tensor, tensor
 from nplm.autograd.tensor import Tensor
 from nplm.backend import namespace_for
-from nplm.backend.dtypes import get_default_dtype
+from nplm.backend.dtypes import FLOATING, float64, get_default_dtype
+from nplm.errors import BackendError
 
 
 def size_of(size: tuple[Any, ...]) -> tuple[int, ...]:
@@ -18,6 +20,18 @@ def size_of(size: tuple[Any, ...]) -> tuple[int, ...]:
     if len(size) == 1 and isinstance(size[0], tuple | list):
         size = tuple(size[0])
     return tuple(int(n) for n in size)
+
+
+def device(type: str, index: int | None = None) -> str:
+    """The name of a device, checked: devices are plain strings in nplm, not objects as in torch.
+
+    "cpu" (NumPy), "torch:cpu", "cuda" or "cuda:1", which `device("cuda", 1)` gives too.
+    """
+    name = type if index is None else f"{type}:{index}"
+    known = re.fullmatch(r"cpu|torch:cpu|(?:torch:)?(cuda(?::\d+)?)", name)
+    if known is None:
+        raise BackendError(f"unknown device {name!r}: expected 'cpu', 'torch:cpu' or 'cuda'")
+    return known[1] or name
 
 
 def _place(values: np.ndarray, device: str, requires_grad: bool) -> Tensor:
@@ -78,9 +92,77 @@ def arange(
     return tensor(np.arange(start, end, step), dtype or None, device)
 
 
+def linspace(
+    start: Any,
+    end: Any,
+    steps: int,
+    dtype: Any = None,
+    device: str = "cpu",
+    requires_grad: bool = False,
+) -> Tensor:
+    """`steps` numbers from start to end, both included, evenly spaced   (steps,)
+
+    Each half is counted from its own end and rounded once, as in torch: both ends are exact.
+    """
+    if steps < 0:
+        raise RuntimeError(f"linspace: expected steps >= 0, got {steps}")
+    kind = np.dtype(dtype or get_default_dtype())
+    wide = kind if kind in FLOATING else float64
+    ends = [v.item() if isinstance(v, Tensor) else v for v in (start, end)]
+    low, high = (wide.type(kind.type(v)) for v in ends)
+    step, places = (high - low) / wide.type(max(steps - 1, 1)), np.arange(steps, dtype=wide)
+    from_low, from_high = (
+        random.fused_multiply_add(places, step, low),
+        random.fused_multiply_add(places[::-1], -step, high),
+    )
+    values = np.where(places < max(steps // 2, 1), from_low, from_high)
+    return _place(values.astype(kind), device, requires_grad)
+
+
+def from_numpy(ndarray: np.ndarray) -> Tensor:
+    """A tensor on "cpu" that shares the memory of an array."""
+    if not isinstance(ndarray, np.ndarray):
+        raise TypeError(f"from_numpy: expected a NumPy array, got {type(ndarray).__name__}")
+    return as_tensor(ndarray)
+
+
 def eye(n: int, dtype: Any = None, device: str = "cpu") -> Tensor:
     """The (n, n) identity."""
     return _place(np.eye(n, dtype=dtype or get_default_dtype()), device, False)
+
+
+# ---- methods: in the dtype and on the device of `input`, unless others are given -----------------
+def new_tensor(
+    input: Tensor, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """A copy of `data`."""
+    return tensor(data, dtype or input.dtype, device or input.device, requires_grad)
+
+
+def new_full(
+    input: Tensor,
+    size: Any,
+    fill_value: Any,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """A tensor of one value."""
+    return full(size, fill_value, dtype or input.dtype, device or input.device, requires_grad)
+
+
+def new_zeros(
+    input: Tensor, *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """A tensor of zeros: `x.new_zeros(2, 3)` or `x.new_zeros((2, 3))`."""
+    return new_full(input, size_of(size), 0, dtype, device, requires_grad)
+
+
+def new_ones(
+    input: Tensor, *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """A tensor of ones: `x.new_ones(2, 3)` or `x.new_ones((2, 3))`."""
+    return new_full(input, size_of(size), 1, dtype, device, requires_grad)
 
 
 # ---- random: torch's CPU stream, whatever the device ---------------------------------------------
@@ -106,6 +188,42 @@ def randn(
     """Normal with mean 0 and standard deviation 1."""
     g, dtype = generator or random.default_generator, dtype or get_default_dtype()
     return _place(g.normal(size_of(size), 0.0, 1.0, dtype), device, requires_grad)
+
+
+def rand_like(
+    input: Tensor,
+    *,
+    generator: random.Generator | None = None,
+    dtype: Any = None,
+    device: str | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """`rand` in the shape, dtype and on the device of `input`."""
+    return rand(
+        input.shape,
+        generator=generator,
+        dtype=dtype or input.dtype,
+        device=device or input.device,
+        requires_grad=requires_grad,
+    )
+
+
+def randn_like(
+    input: Tensor,
+    *,
+    generator: random.Generator | None = None,
+    dtype: Any = None,
+    device: str | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """`randn` in the shape, dtype and on the device of `input`."""
+    return randn(
+        input.shape,
+        generator=generator,
+        dtype=dtype or input.dtype,
+        device=device or input.device,
+        requires_grad=requires_grad,
+    )
 
 
 def randint(
