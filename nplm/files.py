@@ -306,7 +306,8 @@ _DTYPES = {
 _WRITABLE = {np.dtype(code) for code in _DTYPES.values()}
 
 
-def _safetensors() -> ModuleType:
+def require_safetensors() -> ModuleType:
+    """The package, or an NplmError that says how to install it."""
     try:
         import safetensors.numpy
     except ImportError:
@@ -325,7 +326,7 @@ def save_tensors(
 
     Raises StorageError; ValueError for a dtype that the format lacks (objects, text, complex).
     """
-    library = _safetensors()
+    library = require_safetensors()
     plain = {name: _storable(name, tensor) for name, tensor in tensors.items()}
     write_bytes(path, library.numpy.save(plain, dict(metadata) if metadata else None))
 
@@ -345,7 +346,7 @@ def load_tensors(path: Path | str) -> dict[str, npt.NDArray[Any]]:
 
     Raises CheckpointError naming the path, and the tensor or the reason.
     """
-    library = _safetensors()
+    library = require_safetensors()
     data = read_bytes(path)
     try:
         views = library.deserialize(data)

@@ -1,33 +1,24 @@
 """The command line: what it prints, what it leaves on disk, its sentences and exit codes."""
 
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from nplm.cli import main
+from nplm.files import sha256_of
+from nplm.train import job as training
 from nplm.train.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.cli
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
-SMALL = [
-    "--steps",
-    "4",
-    "--eval-every",
-    "2",
-    "--log-every",
-    "1",
-    "--batch-size",
-    "2",
-    "--context",
-    "16",
-    "--sample-length",
-    "20",
-    "--schedule.warmup-steps",
-    "1",
-]
+SMALL = shlex.split(
+    "--steps 4 --eval-every 2 --log-every 1 --batch-size 2 --context 16 --sample-length 20 "
+    "--schedule.warmup-steps 1"
+)
 
 
 @pytest.fixture
@@ -160,6 +151,18 @@ BAD = {
     "unknown preset": (["train", "--preset", "tiny-lama"], 2, "did you mean 'tiny-llama'?"),
     "a number expected": (["train", "--steps", "many"], 2, "--steps"),
     "out of range": (["train", "--steps", "0", "--lr", "-1"], 2, "lr: expected a positive number"),
+    "all of them": (["train", "--lr", "nan", "--threads", "0", "--seed", str(2**64)], 2,
+                    "got nan; threads: expected at least 1, at most 1024, got 0; seed: "),
+    "no sample": (["train", "--sample-length", "0"], 2, "sample_length: expected at least 1"),
+    "negative decay": (["train", "--weight-decay", "-1"], 2, "weight_decay: expected a finite"),
+    "infinite clipping": (["train", "--clip-norm", "inf"], 2, "clip_norm: expected a positive"),
+    "min_lr not a number": (["train", "--schedule.min-lr", "nan"], 2, "min_lr: expected a finite"),
+    "a run without a name": (["train", "--name", ""], 2, "name: expected 1 to 100 letters"),
+    "a name with a folder": (["train", "--name", "../up"], 2, "got '../up'"),
+    "too many threads": (["train", "--threads", "5000"], 2, "at most 1024, got 5000"),
+    "a batch too large": (["train", "--batch-size", str(10**10)], 2, "at most 1,000,000,000"),
+    "too many steps": (["train", "--steps", str(10**8)], 2, "fewer than 10^8"),
+    "no logs": (["train", "--log-every", "0"], 2, "log_every: expected at least 1"),
     "warm-up too long": (["train", "--steps", "50"], 2, "expected fewer than steps=50, got 100"),
     "unknown device": (["train", "--device", "gpu"], 1, "expected 'cpu', 'torch:cpu' or 'cuda'"),
     "missing file": (["train", "--data", "nowhere.txt"], 3, "nowhere.txt"),
@@ -167,9 +170,12 @@ BAD = {
     "empty file": (["train", "--data", "empty.txt"], 3, "empty"),
     "too short": (["train", "--data", "short.txt"], 3, "needs at least 65 tokens"),
     "not UTF-8": (["train", "--data", "latin.txt"], 3, "UTF-8"),
+    "temperature nan": (["generate", ".", "--temperature", "nan"], 2, "1e-6 to 1e6, got nan"),
+    "tiny temperature": (["generate", ".", "--temperature", "1e-320"], 2, "use 0 for greedy"),
+    "no length": (["generate", ".", "--length", "-5"], 2, "length: expected at least 1"),
     "not a run": (["generate", "."], 3, "run.json"),
     "unwritable folder": (["train", "--data", "ok.txt", "--out", "ok.txt/runs"], 5, "ok.txt"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -180,9 +186,12 @@ def test_bad_input_gets_one_sentence_and_its_exit_code(capsys, tmp_path, monkeyp
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1") * 100)
     (tmp_path / "ok.txt").write_text(TEXT)
     arguments, code, says = BAD[case]
+    if code == 2 and arguments[0] == "train":  # settings are refused before a text is read
+        arguments = [*arguments, "--data", "empty.txt"]
     got, _, err = run(capsys, *arguments)
     assert (got, says in err) == (code, True), (got, err)
     assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
     if says != "--steps":  # tyro's own box for a value of the wrong type
         assert err.startswith(f"nplm {arguments[0]}: ")
         assert len(err.strip().splitlines()) == 1
@@ -193,9 +202,9 @@ def test_generate_refuses_what_the_model_cannot_do(capsys, trained):
     for flags, code, says in [
         (["--prompt", "Ω"], 3, "U+03A9"),
         (["--prompt", ""], 3, "at least one token"),
-        (["--length", "0"], 2, "length: expected at least 1, got 0"),
-        (["--temperature", "-1"], 2, "temperature >= 0"),
-        (["--top-k", "0"], 2, "top_k >= 1"),
+        (["--length", "0", "--temperature", "-1"], 2, "got 0; temperature: expected 0 or a"),
+        (["--top-k", "0"], 2, "top_k: expected at least 1, got 0"),
+        (["--seed", str(2**64)], 2, "seed: expected -2^63 to 2^64 - 1"),
     ]:
         got, _, err = run(capsys, "generate", folder, *flags)
         assert (got, says in err) == (code, True), (flags, got, err)
@@ -208,6 +217,97 @@ def test_a_damaged_checkpoint_is_refused_by_name(capsys, trained):
     code, _, err = run(capsys, "generate", folder)
     assert code == 3
     assert "model.safetensors" in err
+
+
+def edit(folder, name, change):
+    """Change the JSON file `name` of every checkpoint and sign the manifest again."""
+    for path in folder.glob(f"checkpoints/*/{name}"):
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+        manifest = path.parent / "MANIFEST.json"
+        signed = json.loads(manifest.read_text())
+        signed["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        manifest.write_text(json.dumps(signed))
+
+
+def test_a_config_that_does_not_fit_the_weights_builds_no_model(capsys, monkeypatch, trained):
+    folder, _ = trained
+    state = next(folder.glob("checkpoints/*/state.json"))
+    whole = json.loads(state.read_text())["config"]
+    cases = [
+        ({**whole, "n_layer": 10**7}, "n_layer: 10000000, the weights have 4 blocks"),
+        ({**whole, "n_embd": 65536}, "wte.weight: expected the shape (29, 65536), got (29, 128)"),
+        ({**whole, "n_hidden": 10**9}, "blocks.0.mlp.proj.weight: expected the shape"),
+        ({**whole, "context": 10**9}, "wpe.weight"),
+        ({**whole, "vocab_size": 10**9}, "vocab_size: 1000000000, the tokenizer has 29"),
+        ({**whole, "n_head": 0}, "n_head: expected a positive integer, got 0"),
+        ({**whole, "n_head": "4"}, "n_head"),
+        ({**whole, "rope_theta": 10**400}, "too large"),
+        ({**whole, "colour": 3}, "'colour' unknown"),
+        ({k: v for k, v in whole.items() if k != "n_layer"}, "'n_layer' missing"),
+        ([1, 2], "expected a mapping, got list"),
+        ("char", "expected a mapping, got str"),
+        (None, "no model config"),
+    ]
+
+    def refuse(config):
+        pytest.fail(f"a model was built from {config}")
+
+    monkeypatch.setattr("nplm.cli.generate.Decoder", refuse)
+    for config, says in cases:
+        edit(folder, "state.json", lambda state, config=config: {**state, "config": config})
+        code, _, err = run(capsys, "generate", folder)
+        assert (code, says in err) == (3, True), (config, code, err)
+        assert "checkpoints/step-" in err
+        assert len(err.splitlines()) == 1
+
+
+def test_a_model_of_other_layers_than_the_weights_is_refused(capsys, trained):
+    folder, _ = trained
+    whole = json.loads(next(folder.glob("checkpoints/*/state.json")).read_text())["config"]
+    for change in ({"bias": True}, {"norm": "rms", "bias": True}, {"tied": False, "n_kv_head": 1}):
+        edit(folder, "state.json", lambda s, c=change: {**s, "config": {**whole, **c}})
+        code, _, err = run(capsys, "generate", folder)
+        assert (code, "state.json" in err, len(err.splitlines())) == (3, True, 1), (change, err)
+
+
+def test_a_tokenizer_that_is_none_is_refused_by_name(capsys, trained):
+    folder, _ = trained
+    for value in ([], "abc", 3, {}, {"kind": [], "characters": "ab"}, {"kind": "character"},
+                  {"kind": "character", "characters": ["a"]},
+                  {"kind": "character", "characters": "ba"}):  # fmt: skip
+        edit(folder, "tokenizer.json", lambda _, value=value: value)
+        code, _, err = run(capsys, "generate", folder)
+        assert (code, "tokenizer.json: " in err) == (3, True), (value, code, err)
+
+
+@pytest.mark.parametrize("words", ["abcab cab ", "\U0001f98a 'tis -x\t\n", "The end "])
+def test_the_command_that_train_prints_and_the_default_prompt_work(capsys, tmp_path, words):
+    (tmp_path / "text.txt").write_text(words * 60, encoding="utf-8")
+    runs = tmp_path / "my runs"
+    code, out, err = run(capsys, "train", "--data", tmp_path / "text.txt", "--out", runs, *SMALL)
+    assert code == 0, err
+    shown = shlex.split(out.split("next       nplm ")[1])
+    assert "--prompt" in shown
+    for arguments in (shown, ["generate", next(runs.iterdir())]):
+        code, out, err = run(capsys, *arguments, "--length", 5)
+        assert code == 0, err
+    assert out[0] == ("\n" if "\n" in words else min(words))
+
+
+def test_devices_that_are_not_there_are_refused_before_any_work(capsys, text, monkeypatch):
+    torch = pytest.importorskip("torch", reason="PyTorch's devices: pip install torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for device, says in [
+        ("torch", "expected 'torch:cpu', 'cuda' or 'cuda:N'"),
+        ("torch:cuda", "expected 'torch:cpu'"), ("torch:cpu:1", "expected 'torch:cpu'"),
+        ("cuda:99", "expected at most 'cuda:0'"), ("cuda:x", "expected 'torch:cpu'"),
+    ]:  # fmt: skip
+        for words in (["train", "--data", text], ["generate", text.parent]):
+            code, out, err = run(capsys, *words, "--device", device)
+            assert (code, out, says in err) == (1, "", True), (device, code, err)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "sees no CUDA device" in run(capsys, "train", "--data", text, "--device", "cuda:99")[2]
 
 
 def test_a_loss_that_is_not_finite_ends_with_4(capsys, tmp_path, text):
@@ -241,3 +341,43 @@ def test_help_and_version_load_no_numpy(capsys):
     for verb in ("train", "generate"):
         assert run(capsys, verb, "--help")[0] == 0
     assert run(capsys, "--version")[1].startswith("nplm 0.")
+
+
+@pytest.mark.parametrize(("package", "code", "says"), [
+    ("safetensors", 1, "pip install safetensors"),
+    ("threadpoolctl", 1, "pip install threadpoolctl"),
+    ("tyro", 2, "pip install tyro tqdm"),
+])  # fmt: skip
+def test_a_missing_package_is_said_before_any_work(
+    capsys, tmp_path, monkeypatch, text, package, code, says
+):
+    for name in [m for m in sys.modules if m.split(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)  # `import` raises ModuleNotFoundError
+    monkeypatch.delitem(sys.modules, "nplm.cli.generate", raising=False)
+    commands = [["train", "--data", text, "--out", tmp_path / "runs", *SMALL, "--threads", 1]]
+    for arguments in [*commands, *([["generate", tmp_path]] if package == "tyro" else [])]:
+        got, out, err = run(capsys, *arguments)
+        assert (got, out, says in err) == (code, "", True), (got, out, err)
+        assert len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_tqdm_there_is_no_bar_and_a_model(capsys, tmp_path, monkeypatch, text):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    code, out, err = run(capsys, "train", "--data", text, "--out", tmp_path / "runs", *SMALL)
+    assert (code, err) == (0, "")
+    assert "step     4" in out
+
+
+def test_a_checkpoint_is_kept_before_anything_is_printed_about_it(tmp_path, text):
+    def full(line):
+        raise OSError(28, "No space left on device")
+
+    config = training.TrainConfig(
+        data=(text,), steps=2, eval_every=1, context=16, batch_size=2, out=tmp_path / "runs",
+        schedule=training.ScheduleConfig(warmup_steps=0),
+    )  # fmt: skip
+    with pytest.raises(OSError, match="No space"):
+        training.run(training.prepare(config), full)
+    load_checkpoint(next((tmp_path / "runs").glob("*/checkpoints/step-00000001")))

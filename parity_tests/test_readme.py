@@ -6,6 +6,8 @@ import shlex
 import pytest
 from house import ROOT
 
+from nplm.autograd.op import OPS
+from nplm.autograd.overrides import KNOWN
 from nplm.cli import main
 
 pytestmark = pytest.mark.cli
@@ -46,7 +48,11 @@ def test_every_python_snippet_runs(code, tmp_path, monkeypatch):
     if "import torch" in code:
         pytest.importorskip("torch", reason="the snippet compares with PyTorch: pip install torch")
     monkeypatch.chdir(tmp_path)
+    ops, names = dict(OPS), set(KNOWN)
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+    for name in OPS.keys() - ops.keys():  # an op that a snippet made is forgotten again
+        del OPS[name]
+    KNOWN.intersection_update(names)
 
 
 @pytest.fixture(scope="module")

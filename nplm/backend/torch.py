@@ -5,6 +5,7 @@ torch's kernels do the arithmetic; its autograd is never used: every tensor here
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,11 +27,18 @@ def _native(dtype):
 
 
 def _place(device: str) -> str:
-    if device == "cpu" or not device.removeprefix("torch:"):
-        raise BackendError(f"device '{device}' is not torch's: expected 'torch:cpu' or 'cuda'")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device == "torch:cpu":
+        return "cpu"
+    found = re.fullmatch("cuda(?::(0|[1-9][0-9]*))?", device)
+    if not found:
+        raise BackendError(
+            f"device '{device}' is not torch's: expected 'torch:cpu', 'cuda' or 'cuda:N'"
+        )
+    if not torch.cuda.is_available():
         raise BackendError(f"device '{device}': this torch sees no CUDA device; use 'torch:cpu'")
-    return device.removeprefix("torch:")
+    if int(found[1] or 0) >= (count := torch.cuda.device_count()):
+        raise BackendError(f"device '{device}': expected at most 'cuda:{count - 1}', the last one")
+    return device
 
 
 # ---- arrays in and out: for Tensor and for updates, not for ops ----------------------------------

@@ -6,11 +6,14 @@ non-finite, 5 disk or memory, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+
+from nplm.errors import ConfigError, NplmError
 
 VERBS = {
     "train": "train a model on text: yours, or one that Python carries",
@@ -29,39 +32,58 @@ WELCOME = """nplm: training of language models in NumPy, proved against PyTorch
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    verb = arguments[0] if arguments else ""
+    if sys.stdout is None or getattr(sys.stdout, "closed", False):
+        return _fail(verb, "standard output is closed; send it to a file or to /dev/null", 5)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that cannot be shown must not end a run
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            return _run(verb, arguments[1:])
+        finally:
+            sys.stdout.flush()  # here, where a full disk still gets its sentence
+    except NplmError as error:
+        return _fail(verb, str(error), error.exit_code)
+    except MemoryError as error:
+        return _fail(verb, f"out of memory: {error}; use a smaller model or batch", 5)
+    except KeyboardInterrupt:
+        return _fail(verb, "interrupted; finished checkpoints are intact", 130, before="\n")
+    except BrokenPipeError:  # `nplm train | head`: the reader has gone, and that is fine
+        _drop_output()
+        return 1
+    except OSError as error:  # nplm's own files raise StorageError: this is the output
+        _drop_output()
+        where = error.filename or "standard output"
+        said = error.strerror or error
+        return _fail(verb, f"{where}: could not be used: {said}; send the output elsewhere", 5)
+
+
+def _fail(verb: str, sentence: str, code: int, before: str = "") -> int:
+    with contextlib.suppress(OSError):  # standard error may be full too
+        if os.environ.get("NPLM_DEBUG") and sys.exc_info()[0]:
+            traceback.print_exc()
+        if sys.stderr is not None:
+            print(f"{before}nplm {verb}: {sentence}", file=sys.stderr, flush=True)
+    return code
+
+
+def _drop_output() -> None:
+    """Standard output goes nowhere from here on: Python would fail again when it ends."""
+    with contextlib.suppress(OSError, ValueError):  # not a file of the system
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    if verb in ("", "-h", "--help", "help"):
         print(WELCOME, end="")
         return 0
-    if arguments[0] == "--version":
+    if verb == "--version":
         from nplm import __version__
 
         print(f"nplm {__version__}")
         return 0
-    from nplm.errors import NplmError
-
-    try:
-        return _run(arguments[0], arguments[1:])
-    except NplmError as error:
-        if os.environ.get("NPLM_DEBUG"):
-            traceback.print_exc()
-        print(f"nplm {arguments[0]}: {error}", file=sys.stderr)
-        return error.exit_code
-    except MemoryError as error:
-        print(f"nplm {arguments[0]}: out of memory: {error}; use a smaller model or batch",
-              file=sys.stderr)  # fmt: skip
-        return 5
-    except KeyboardInterrupt:
-        print(f"\nnplm {arguments[0]}: interrupted; finished checkpoints are intact",
-              file=sys.stderr)  # fmt: skip
-        return 130
-    except BrokenPipeError:  # `nplm train | head`: the reader has gone, and that is fine
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def _run(verb: str, arguments: list[str]) -> int:
     if verb not in VERBS:
-        from nplm.errors import ConfigError
         from nplm.models.config import unknown
 
         raise ConfigError(unknown("verb", verb, VERBS))

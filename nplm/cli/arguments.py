@@ -12,19 +12,20 @@ Config = TypeVar("Config")
 
 
 def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
-    """A `config` from command-line arguments.
+    """A `config` from command-line arguments; a field without a default has no flag, but a place.
 
     `--help` and values of the wrong type end in tyro's own message (SystemExit 0 or 2); unknown
     flags raise ConfigError, all of them at once.
     """
     try:
         import tyro
-    except ModuleNotFoundError:
+    except ImportError:
         raise ConfigError(
             "the command line needs the package tyro, which is not installed: run "
             "`pip install tyro tqdm`"
         ) from None
-    made, extra = tyro.cli(config, args=arguments, prog=prog, return_unknown_args=True)
+    places: Any = tyro.conf.PositionalRequiredArgs
+    made, extra = tyro.cli(places[config], args=arguments, prog=prog, return_unknown_args=True)
     if extra:
         known = _flags(config)
         raise ConfigError("; ".join(_unknown(word, known) for word in extra if word[:1] == "-")

@@ -77,6 +77,11 @@ class CharTokenizer:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "CharTokenizer":
         """Rebuild from `to_dict()`; raises DataError for another kind or a damaged dict."""
+        if not isinstance(data, Mapping):
+            raise DataError(
+                "tokenizer: expected a mapping of 'kind' and 'characters', "
+                f"got {type(data).__name__}; take the one that `to_dict` made"
+            )
         kind, characters = data.get("kind"), data.get("characters")
         if kind != cls.kind:
             raise DataError(f"tokenizer: expected kind {cls.kind!r}, got {kind!r}")

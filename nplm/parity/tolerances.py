@@ -37,13 +37,13 @@ RUN_64 = Tolerance(
 OPTIMIZER_64 = Tolerance(
     1e-12,
     1e-12,
-    "float64, of the largest element, 60 updates: torch fuses multiply-adds and takes MKL's square "
-    "root (1 ulp off); without both the bits are equal, and a test shows it",
+    "float64, of the largest value so far, 60 updates: torch fuses multiply-adds and takes MKL's "
+    "square root (1 ulp off); without both the bits are equal, and a test shows it",
 )
 OPTIMIZER_32 = Tolerance(
     1e-4,
     1e-4,
-    "float32, of the largest element, 60 updates: as OPTIMIZER_64, 2**29 times coarser",
+    "float32, of the largest value so far, 60 updates: as OPTIMIZER_64, 2**29 times coarser",
 )
 RUN_32 = Tolerance(
     0.0, 1e-5, "float32: a loss near 3 after a few updates, from equal weights and batches"
@@ -65,3 +65,17 @@ def assert_close(actual: Any, expected: Any, tolerance: Tolerance, what: str = "
     np.testing.assert_allclose(
         a, e, rtol=tolerance.rtol, atol=tolerance.atol, equal_nan=True, err_msg=message
     )
+
+
+def assert_close_at_scale(
+    actual: Any, expected: Any, tolerance: Tolerance, reach: float, what: str
+) -> None:
+    """As `assert_close`, in units of the largest expected element, or of `reach` if it is larger.
+
+    `reach` is the largest value on the way: what ends near zero keeps the rounding it gathered.
+    EXACT takes no units.
+    """
+    a, e = to_numpy(actual), to_numpy(expected)
+    largest = max(float(np.abs(e).max(initial=1e-30)), reach)
+    scale = e.dtype.type(1 if tolerance is EXACT else largest)
+    assert_close(np.asarray(a / scale), np.asarray(e / scale), tolerance, what)

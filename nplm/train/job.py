@@ -6,17 +6,19 @@ Read loop.py before. The pieces are the library's own; this file only puts them 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from nplm import backend, random
+from nplm import backend, files, random
 from nplm.data.loader import RandomWindows, SequentialWindows
 from nplm.data.text import Corpus, default_corpus, read_corpus, split_tokens
 from nplm.data.tokenizer import CharTokenizer
-from nplm.errors import ConfigError
+from nplm.errors import ConfigError, NplmError
 from nplm.generation import generate
 from nplm.models.config import PRESETS, DecoderConfig, preset, unknown
 from nplm.models.decoder import Decoder
@@ -27,10 +29,34 @@ from nplm.optim.optimizer import Optimizer
 from nplm.optim.schedules import warmup_constant, warmup_cosine
 from nplm.train.checkpoint import mark_best, save_checkpoint
 from nplm.train.loop import evaluate, fit
-from nplm.train.run import RunFolder
+from nplm.train.run import RUN_NAME, RunFolder
 from nplm.train.step import StepRecord
 
+LARGEST = 10**9  # of every count: what is larger is a slip of the finger
+SEEDS = range(-(2**63), 2**64)
 SAMPLE_TEMPERATURE = 0.6  # of the samples that a run prints: below 1, small models spell better
+
+_RANGES: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+    # settings of TrainConfig, what they should be, and whether a value is; None is always good
+    (
+        "batch_size accumulate eval_every log_every sample_length context",
+        f"at least 1, at most {LARGEST:,}",
+        lambda n: 1 <= n <= LARGEST,
+    ),
+    ("steps", "at least 1, fewer than 10^8", lambda n: 1 <= n < 10**8),  # a checkpoint's limit
+    ("schedule.warmup_steps", f"at least 0, at most {LARGEST:,}", lambda n: 0 <= n <= LARGEST),
+    ("lr clip_norm", "a positive number that is finite", lambda x: 0 < x < math.inf),
+    ("schedule.min_lr weight_decay", "a finite number >= 0", lambda x: 0 <= x < math.inf),
+    ("dropout", "a probability in [0, 1)", lambda p: 0 <= p < 1),
+    ("beta1 beta2", "a number in [0, 1)", lambda x: 0 <= x < 1),
+    ("threads", "at least 1, at most 1024", lambda n: 1 <= n <= 1024),
+    ("seed", "-2^63 to 2^64 - 1", SEEDS.__contains__),
+    (
+        "name",
+        "1 to 100 letters, digits, '.', '_' or '-', and no '.' or '-' at the start",
+        RUN_NAME.fullmatch,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -71,39 +97,24 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise a ConfigError that lists everything that is out of range."""
-        problems = [
-            f"{name}: expected at least 1, got {value}"
-            for name in ("steps", "batch_size", "accumulate", "eval_every", "log_every", "context")
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
-        for name in ("lr", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                problems.append(f"{name}: expected a positive number, got {value}")
+        problems = {
+            name: f"{name}: expected {expected}, got {value!r}"
+            for names, expected, good in _RANGES
+            for name in names.split()
+            if (value := attrgetter(name)(self)) is not None and not good(value)
+        }
         if self.preset not in PRESETS:
-            problems.append(unknown("preset", self.preset, PRESETS))
-        if self.schedule.warmup_steps < 0:
-            problems.append(
-                f"schedule.warmup_steps: expected at least 0, got {self.schedule.warmup_steps}"
-            )
-        elif self.schedule.name == "cosine" and self.schedule.warmup_steps >= self.steps >= 1:
-            problems.append(
-                f"schedule.warmup_steps: expected fewer than steps={self.steps}, "
-                f"got {self.schedule.warmup_steps}"
-            )
-        if not 0 <= self.schedule.min_lr <= self.lr:
-            problems.append(
-                f"schedule.min_lr: expected 0 <= min_lr <= lr={self.lr}, got {self.schedule.min_lr}"
-            )
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            problems.append(f"dropout: expected a probability in [0, 1), got {self.dropout}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
-        if self.threads is not None and self.threads < 1:
-            problems.append(f"threads: expected at least 1, got {self.threads}")
+            problems["preset"] = unknown("preset", self.preset, PRESETS)
+        warmup, min_lr = self.schedule.warmup_steps, self.schedule.min_lr
+        name = "schedule.warmup_steps"
+        cosine = self.schedule.name == "cosine"
+        if not {name, "steps"} & problems.keys() and cosine and warmup >= self.steps:
+            problems[name] = f"{name}: expected fewer than steps={self.steps}, got {warmup}"
+        name = "schedule.min_lr"
+        if not {name, "lr"} & problems.keys() and min_lr > self.lr:
+            problems[name] = f"{name}: expected 0 <= min_lr <= lr={self.lr}, got {min_lr}"
         if problems:
-            raise ConfigError("; ".join(problems))
+            raise ConfigError("; ".join(problems.values()))
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,11 @@ class Job:
 def prepare(config: TrainConfig) -> Job:
     """Check the settings, read the text and build the model.  Nothing is written yet."""
     config.check()
-    backend.namespace_for(config.device)  # a missing torch is said before any work
+    # What is missing is said before any work: the device, what writes checkpoints, the threads.
+    backend.namespace_for(config.device).asarray(0.0, device=config.device)
+    files.require_safetensors()
+    if config.threads is not None:
+        _threadpool_limits()
     corpus = read_corpus(config.data) if config.data else default_corpus()
     tokenizer = CharTokenizer.from_text(corpus.text)
     tokens = tokenizer.encode(corpus.text)
@@ -193,18 +208,20 @@ def run(
             since, tokens = since + record.seconds, tokens + record.n_targets
             last = record.step == c.steps
             metrics = _metrics(record)
-            if record.step % c.eval_every == 0 or last:
+            evaluated = record.step % c.eval_every == 0 or last
+            if evaluated:
                 loss = evaluate(job.model, job.validation).loss
                 metrics["validation_loss"] = loss
-            if record.step % c.log_every == 0 or "validation_loss" in metrics:
-                say(_line(metrics, tokens / since))
-                since, tokens = 0.0, 0
             folder.log_metrics(metrics)
-            if "validation_loss" in metrics:
-                _sample(job, folder, record.step, say)
+            if evaluated:  # saved before anything is printed, which may fail
                 if loss < best or last:
                     _save(job, folder, record.step, metrics, loss < best)
                 best = min(best, loss)
+            if record.step % c.log_every == 0 or evaluated:
+                say(_line(metrics, tokens / since))
+                since, tokens = 0.0, 0
+            if evaluated:
+                _sample(job, folder, record.step, say)
     return folder
 
 
@@ -224,9 +241,14 @@ def _line(metrics: dict[str, Any], tokens_per_second: float) -> str:
     )
 
 
+def opening(tokenizer: CharTokenizer) -> str:
+    """What a text starts with when nobody gave a prompt: a new line, or the first character."""
+    return "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
+
+
 def _sample(job: Job, folder: RunFolder, step: int, say: Callable[[str], None]) -> None:
     """A text from a stream of its own: sampling never draws from the training stream."""
-    prompt = "\n" if "\n" in job.tokenizer.characters else job.tokenizer.characters[0]
+    prompt = opening(job.tokenizer)
     generator = random.Generator().manual_seed(job.config.seed)
     ids = generate(
         job.model, list(job.tokenizer.encode(prompt)), job.config.sample_length,
@@ -250,7 +272,16 @@ def _save(job: Job, folder: RunFolder, step: int, metrics: dict[str, Any], best:
 def _threads(n: int | None) -> AbstractContextManager[Any]:
     if n is None:
         return nullcontext()
-    from threadpoolctl import threadpool_limits
-
-    limits: AbstractContextManager[Any] = threadpool_limits(n, user_api="blas")
+    limits: AbstractContextManager[Any] = _threadpool_limits()(n, user_api="blas")
     return limits
+
+
+def _threadpool_limits() -> Callable[..., Any]:
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        raise NplmError(
+            "--threads needs threadpoolctl, which is not installed: run "
+            "`pip install threadpoolctl`, or leave --threads out"
+        ) from None
+    return threadpool_limits  # type: ignore[no-any-return]

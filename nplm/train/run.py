@@ -25,7 +25,7 @@ from nplm.errors import CheckpointError, ConfigError
 from nplm.train.packing import host_array
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 class HasDict(Protocol):
@@ -61,7 +61,7 @@ class RunFolder:
         Raises ConfigError for a name that is no file name or a config that JSON cannot hold,
         StorageError if the folder cannot be written.
         """
-        if not _NAME.fullmatch(name):
+        if not RUN_NAME.fullmatch(name):
             raise ConfigError(
                 f"run name {name!r}: use 1 to 100 letters, digits, '.', '_' or '-', "
                 "and no '.' or '-' at the start"
