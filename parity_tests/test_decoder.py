@@ -14,7 +14,7 @@ from nplm.nn import functional as F
 from nplm.nn import init
 from nplm.parity.tolerances import EXACT, FORMULA_64, assert_close, to_numpy
 
-torch = pytest.importorskip("torch", reason="the judge of these tests is PyTorch")
+torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 from side_by_side import assert_same_place_in_the_stream, seed_both  # noqa: E402
 
 from nplm.parity.twin import TorchDecoder  # noqa: E402  (it needs torch)

@@ -8,7 +8,7 @@ import nplm
 from nplm import nn
 from nplm.parity.tolerances import EXACT, assert_close
 
-torch = pytest.importorskip("torch", reason="the judge of these tests is PyTorch")
+torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 from side_by_side import assert_same_place_in_the_stream, seed_both  # noqa: E402  (it needs torch)
 
 pytestmark = pytest.mark.layer

@@ -72,7 +72,7 @@ def test_random_windows_are_nanogpts_get_batch_for_every_legal_offset():
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 6), st.integers(1, 300))
 def test_random_windows_draw_what_torch_draws_for_the_same_seed(seed, context, batch_size, extra):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
     data = np.arange(context + extra)
     generator = Generator()
     generator.manual_seed(seed)

@@ -11,7 +11,7 @@ from nplm import nn
 from nplm.errors import BackendError
 from nplm.parity.tolerances import EXACT, assert_close, to_numpy
 
-torch = pytest.importorskip("torch", reason="the judge of these tests is PyTorch")
+torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 from side_by_side import LIBRARIES, assert_same, net, outcome  # noqa: E402  (it needs torch)
 
 pytestmark = pytest.mark.layer

@@ -9,7 +9,7 @@ import nplm
 from nplm import nn
 from nplm.parity.tolerances import EXACT, assert_close, to_numpy
 
-torch = pytest.importorskip("torch", reason="the judge of these tests is PyTorch")
+torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 from side_by_side import assert_same, assert_same_outcome, net  # noqa: E402  (it needs torch)
 
 pytestmark = pytest.mark.layer

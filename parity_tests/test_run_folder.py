@@ -114,7 +114,7 @@ def test_a_run_without_threadpoolctl_leaves_the_blas_open(tmp_path, monkeypatch)
 
 
 def test_a_loss_that_still_has_its_graph_is_logged_as_a_number(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
     run = new_run(tmp_path)
     run.log_metrics({"loss": torch.tensor(2.5, requires_grad=True)})
     assert json.loads((run.path / "metrics.jsonl").read_text()) == {"loss": 2.5}

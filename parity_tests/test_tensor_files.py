@@ -66,7 +66,7 @@ def test_numpy_scalars_0_d_and_empty_arrays_keep_their_shape(tmp_path):
 
 
 def test_bf16_is_widened_exactly_as_torch_widens_it(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
     from safetensors.torch import save_file
 
     words = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
