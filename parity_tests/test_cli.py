@@ -9,6 +9,7 @@ import pytest
 
 from nplm.cli import main
 from nplm.files import sha256_of
+from nplm.parity.tolerances import FORMULA_64, assert_close
 from nplm.train import job as training
 from nplm.train.checkpoint import load_checkpoint
 
@@ -123,7 +124,7 @@ def test_training_on_torch_cpu_gives_numpys_losses(capsys, tmp_path, text):
         assert code == 0, err
         lines = (next(out.iterdir()) / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+    assert_close(losses[0], losses[1], FORMULA_64, "loss")
 
 
 def test_generate_is_repeatable_and_obeys_its_flags(capsys, trained):

@@ -16,7 +16,7 @@ from op_inputs import TF, array, examples, integers, mask, sides, silent
 import nplm
 from nplm.errors import DataError
 from nplm.nn import functional as NF
-from nplm.parity.tolerances import EXACT, FORMULA_64
+from nplm.parity.tolerances import EXACT, FORMULA_64, assert_close
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 
@@ -334,9 +334,7 @@ def test_a_fused_op_equals_the_composition_of_primitives(name, device):
         (y * weights).sum().backward()
         grads.append([leaf.grad for leaf in leaves if leaf.requires_grad])
     for ours, theirs in zip([values[0], *grads[0]], [values[1], *grads[1]]):
-        np.testing.assert_allclose(
-            np.asarray(ours), np.asarray(theirs), FORMULA_64.rtol, FORMULA_64.atol
-        )
+        assert_close(ours, theirs, FORMULA_64)
 
 
 def test_dropout_equals_the_product_with_its_mask(device):

@@ -1,5 +1,7 @@
 """Accumulation, one step, the loop and evaluation."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -233,7 +235,7 @@ def test_evaluation_keeps_the_mode_and_draws_nothing():
         assert nplm.get_rng_state() == before
         assert all(m.training == training for m in model.modules())
         assert result.n_targets == 99
-        assert result.perplexity == pytest.approx(np.exp(result.loss))
+        assert result.perplexity == math.exp(result.loss)
     with pytest.raises(DataError, match="at least one target"):
         evaluate(model, [])
 
