@@ -13,6 +13,7 @@ from nplm.autograd.grad_mode import no_grad
 from nplm.autograd.tensor import Tensor
 from nplm.errors import ConfigError, DataError
 from nplm.nn.functional import softmax
+from nplm.nn.utils import device_of
 from nplm.random import Generator
 
 
@@ -53,7 +54,7 @@ def generate(
 def _next_token(
     model: Any, tokens: list[int], temperature: float, top_k: int | None, generator: Generator
 ) -> int:
-    device = next(model.parameters()).device
+    device = device_of(model)
     seen = np.array(tokens[-model.config.context :], np.int64)
     with no_grad():
         logits: Tensor = model(tensor(seen[None], device=device))[0, -1].to("cpu")  # (V,)

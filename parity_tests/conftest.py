@@ -1,6 +1,7 @@
 """What every test shares: one BLAS thread, hypothesis profiles, a fresh random stream."""
 
 import os
+from contextlib import nullcontext
 
 # Before NumPy loads its BLAS: more threads would change the order of sums from run to run.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -27,12 +28,13 @@ else:
 
 @pytest.fixture(autouse=True)
 def fresh_defaults():
-    """Every test starts from the same random stream and leaves the default dtype as it was."""
+    """Every test starts from nplm's same stream; torch's, and the default dtype, are put back."""
     import nplm
 
     nplm.manual_seed(0)
     before = nplm.get_default_dtype()
-    yield
+    with torch.random.fork_rng(devices=[]) if torch else nullcontext():
+        yield
     nplm.set_default_dtype(before)
 
 

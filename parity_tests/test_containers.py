@@ -20,12 +20,6 @@ from side_by_side import (  # noqa: E402  (it needs torch)
 pytestmark = pytest.mark.layer
 
 
-@pytest.fixture(autouse=True)
-def _leave_torch_as_it_was():
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 # ---- how it prints -------------------------------------------------------------------------------
 PRINTED = {
     "Linear": lambda n: n.Linear(2, 3),

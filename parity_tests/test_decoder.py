@@ -40,12 +40,6 @@ CONFIGS = {
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
-@pytest.fixture(autouse=True)
-def _leave_torch_as_it_was():
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 @st.composite
 def configs(draw):
     positions = draw(st.sampled_from(["learned", "rope"]))

@@ -17,12 +17,6 @@ tnn = torch.nn
 both_dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
-@pytest.fixture(autouse=True)
-def _leave_torch_as_it_was():
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 FRESH = {
     "Linear": lambda n: n.Linear(37, 41),
     "Linear-small": lambda n: n.Linear(3, 2),

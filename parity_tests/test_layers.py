@@ -26,12 +26,6 @@ seeds = st.integers(0, 2**31)
 few = st.integers(1, 5)
 
 
-@pytest.fixture(autouse=True)
-def _leave_torch_as_it_was():
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 def assert_equal_layers(ours, theirs, arrays, device, seed=0):
     """Same values and gradients (of inputs and parameters), from the same float64 weights."""
     rng = np.random.default_rng(seed)

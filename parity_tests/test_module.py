@@ -17,12 +17,6 @@ from side_by_side import LIBRARIES, assert_same, net, outcome  # noqa: E402  (it
 pytestmark = pytest.mark.layer
 
 
-@pytest.fixture(autouse=True)
-def _leave_torch_as_it_was():
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 # ---- registration --------------------------------------------------------------------------------
 def test_names_come_in_the_order_of_torch():
     def names(library):

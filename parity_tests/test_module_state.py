@@ -15,12 +15,6 @@ from side_by_side import assert_same, assert_same_outcome, net  # noqa: E402  (i
 pytestmark = pytest.mark.layer
 
 
-@pytest.fixture(autouse=True)
-def _leave_torch_as_it_was():
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 def spoiled(library, how):
     state = dict(net(library).state_dict())
     if "missing" in how:

@@ -33,12 +33,6 @@ SIZES = [0, 1, 2, 7, 15, 16, 17, 31, 32, 1000, nr.BLOCK, nr.BLOCK + 17, 3 * nr.B
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 
 
-@pytest.fixture(autouse=True)
-def _leave_torch_as_it_was():
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 def seeded(seed):
     torch.manual_seed(seed)
     return nr.Generator().manual_seed(seed)

@@ -20,12 +20,6 @@ pytestmark = pytest.mark.op
 REFUSALS = (RuntimeError, IndexError, ValueError, TypeError)
 
 
-@pytest.fixture(autouse=True)
-def _leave_torch_as_it_was():
-    with torch.random.fork_rng(devices=[]):
-        yield
-
-
 # x (2, 3, 4), y (3, 4), i (2, 3) integers below 3, m (2, 3, 4) booleans
 CALLS = [
     lambda L, x, y, i, m: (*x.sort(), *L.sort(x, 0), *x.sort(1, True), *L.sort(y, descending=True)),

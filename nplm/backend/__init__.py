@@ -37,3 +37,8 @@ def namespace_for(device: str) -> ModuleType:
             f"device '{device}' needs PyTorch, which is not installed: run "
             "`pip install torch`, or use the device 'cpu'"
         ) from None
+
+
+def require_device(device: str) -> None:
+    """A BackendError unless arrays can be made on `device` now: ask it before any work."""
+    namespace_for(device).asarray(0.0, device=device)

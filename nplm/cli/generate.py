@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     """Print the prompt and what the model makes of it, character by character."""
     config = parse(GenerateConfig, arguments, "nplm generate")
     config.check()
-    backend.namespace_for(config.device).asarray(0.0, device=config.device)  # refuses, or is there
+    backend.require_device(config.device)
     model, tokenizer = load(config.run)
     model.to(config.device)
     prompt = opening(tokenizer) if config.prompt is None else config.prompt

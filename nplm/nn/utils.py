@@ -1,10 +1,11 @@
-"""Gradient clipping.  Twin: torch.nn.utils.clip_grad."""
+"""Gradient clipping (twin: torch.nn.utils.clip_grad), and where a module lies."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from nplm.autograd.grad_mode import no_grad
 from nplm.autograd.tensor import Tensor
@@ -73,3 +74,8 @@ def clip_grad_value_(
     """Hold every element of every gradient in [-clip_value, clip_value]."""
     for g in _gradients(parameters):
         g.clamp_(-float(clip_value), float(clip_value))
+
+
+def device_of(module: Any) -> str:
+    """Where the first parameter of a module lies; "cpu" for a module without any."""
+    return next((p.device for p in module.parameters()), "cpu")

@@ -15,13 +15,9 @@ from nplm.autograd.tensor import BackwardInto, Tensor
 from nplm.data.loader import Batch
 from nplm.nn import functional as F
 from nplm.nn.module import Module
+from nplm.nn.utils import device_of
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # logits (B, T, V), targets (B, T) -> () a sum
-
-
-def device_of(model: Module) -> str:
-    """Where the model's first parameter lies; "cpu" for a model without any."""
-    return next((p.device for p in model.parameters()), "cpu")
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def prepare(config: TrainConfig) -> Job:
     """Check the settings, read the text and build the model.  Nothing is written yet."""
     config.check()
     # What is missing is said before any work: the device, what writes checkpoints, the threads.
-    backend.namespace_for(config.device).asarray(0.0, device=config.device)
+    backend.require_device(config.device)
     files.require_safetensors()
     if config.threads is not None:
         _threadpool_limits()

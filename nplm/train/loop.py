@@ -19,8 +19,8 @@ from nplm.data.loader import Batch, marked_windows
 from nplm.errors import ConfigError, DataError
 from nplm.nn import functional as F
 from nplm.nn.module import Module
+from nplm.nn.utils import device_of
 from nplm.optim.optimizer import Optimizer
-from nplm.train.accumulation import device_of
 from nplm.train.step import StepRecord, train_step
 
 
