@@ -158,7 +158,7 @@ from nplm.ops.shape import transpose, tril, triu
 from nplm.random import Generator, get_rng_state, manual_seed, set_rng_state
 from nplm.serialization import load, save
 
-from nplm import data, models, nn, optim, train  # isort: skip  # they need the names above
+from nplm import data, models, nn, optim, train, utils  # isort: skip  # they need the names above
 
 __version__ = "0.1.0"
 
@@ -298,6 +298,7 @@ __all__ = [
     "uint8",
     "unbind",
     "unsqueeze",
+    "utils",
     "var",
     "where",
     "zeros",

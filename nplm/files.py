@@ -183,6 +183,30 @@ def list_directory(path: Path | str) -> list[str]:
         raise CheckpointError(f"{path}: could not be listed: {error.strerror}") from None
 
 
+def is_directory(path: Path | str) -> bool:
+    """Whether `path` is a folder, or a link to one."""
+    return os.path.isdir(path)
+
+
+def files_below(
+    folder: Path | str, suffix: str, *, error: type[NplmError] = CheckpointError
+) -> list[Path]:
+    """Return the files in a folder and below whose names end in `suffix`, by relative path.
+
+    Hidden names are left out and links to folders are not followed, so that it ends. Raises `error`
+    naming the folder that cannot be listed.
+    """
+
+    def refuse(failure: OSError) -> None:
+        raise error(f"{failure.filename}: could not be listed: {failure.strerror}") from None
+
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if name[0] != "."]
+        found += [Path(parent, n) for n in names if n.endswith(suffix) and n[0] != "."]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
 def make_unique_directory(path: Path | str) -> Path:
     """Create a folder that was not there: `path`, or `path-2`, `path-3` ... Raises StorageError."""
     path = Path(path)

@@ -1,11 +1,10 @@
-"""Corpora, their split and the tokenizer: nanoGPT's rules, and a sentence for every wrong input."""
+"""Corpora and their split: nanoGPT's rules, folders, and a sentence for every wrong input."""
 
 import hashlib
 import math
 import os
 import re
 import sys
-import timeit
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nplm.data import (
-    CharTokenizer,
     Corpus,
     default_corpus,
     read_corpus,
@@ -23,9 +21,6 @@ from nplm.data import (
 from nplm.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.cli
-TEXT = st.text(
-    st.characters(codec=None), min_size=1, max_size=60
-)  # every code point, surrogates too
 
 
 # ---- the default corpus -------------------------------------------------------------------------
@@ -67,6 +62,16 @@ def test_the_validation_part_of_the_default_corpus_is_not_in_its_training_part(c
     seen = {train[i : i + size] for i in range(len(train) - size)}
     pieces = [validation[i : i + size] for i in range(len(validation) - size)]
     assert sum(piece in seen for piece in pieces) / len(pieces) < 0.01
+
+
+def test_the_default_corpus_is_prose_without_code_grammar_or_operator_lists(corpus):
+    paragraphs = corpus.text.strip().split("\n\n")
+    for paragraph in paragraphs:
+        solid = "".join(paragraph.split())
+        assert "::=" not in paragraph
+        assert ">>>" not in paragraph
+        assert sum(c.isalpha() for c in solid) >= 0.8 * len(solid), paragraph
+        assert all(line == line.strip() for line in paragraph.split("\n"))
 
 
 def test_a_python_without_the_reference_is_told_to_bring_a_file(monkeypatch):
@@ -123,14 +128,74 @@ def test_a_file_that_is_no_text_is_refused_by_name_and_reason(tmp_path, data, se
 def test_a_path_that_is_no_readable_file_is_refused_by_name_and_reason(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.txt: no such file; check the path"):
         read_corpus([tmp_path / "nowhere.txt"])
-    with pytest.raises(DataError, match=r"is a folder, expected a file"):
-        read_corpus([tmp_path])
     with pytest.raises(DataError, match=r"got no files"):
         read_corpus([])
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(DataError, match=r"pipe: is not a regular file"):
             read_corpus([tmp_path / "pipe"])
+
+
+def lay_out(folder: Path) -> Path:
+    """A folder with texts at several depths, and things in it that are not read."""
+    for name, data in {
+        "b.txt": b"2",
+        "a/z.txt": b"1\n",
+        "a.txt": b"0",
+        "c/deep/er/x.y.txt": "4€".encode(),
+        "c/deep/b.txt": b"3\n",
+        "c/notes.md": b"no",
+        "c/txt": b"no",
+        ".hidden.txt": b"no",
+        ".git/a.txt": b"no",
+        "c/.cache/deep/a.txt": b"no",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "c" / "deep" / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "c" / "link.txt").symlink_to(folder / "a", target_is_directory=True)
+    return folder
+
+
+def test_a_folder_is_read_as_its_text_files_in_the_order_of_their_paths(tmp_path):
+    folder = lay_out(tmp_path / "essays.v2")
+    corpus = read_corpus(folder)
+    assert corpus.text == "0\n1\n2\n3\n4€"
+    assert corpus.name == "essays.v2"
+    assert corpus.source == str(folder)
+    assert read_corpus(lay_out(tmp_path / "elsewhere")).sha256 == corpus.sha256
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    assert read_corpus(tmp_path / "link").text == corpus.text
+    single = write(tmp_path, "single.txt", b"first")
+    both = read_corpus([single, folder])
+    assert (both.text, both.name) == ("first\n" + corpus.text, "single+1")
+    assert read_corpus([folder, single]).name == "essays.v2+1"
+
+
+def test_a_folder_is_named_even_if_it_is_the_present_one(tmp_path, monkeypatch):
+    folder = lay_out(tmp_path / "texts")
+    monkeypatch.chdir(folder)
+    assert read_corpus(".").name == "texts"
+
+
+def test_a_folder_that_gives_no_text_is_refused_by_name_and_reason(tmp_path, monkeypatch):
+    (empty := tmp_path / "empty").mkdir()
+    write(empty, "readme.md", b"text")
+    with pytest.raises(DataError, match=r"empty: no text in this folder: .* \*\.txt .* found none"):
+        read_corpus(empty)
+    write(empty, "bad.txt", b"\xff")
+    with pytest.raises(DataError, match=r"empty/bad\.txt: not UTF-8"):
+        read_corpus(empty)
+    folder, scandir = lay_out(tmp_path / "texts"), os.scandir
+
+    def refuse(path):
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"texts/c/deep: could not be listed: Permission denied"):
+        read_corpus(folder)
 
 
 # ---- the split ----------------------------------------------------------------------------------
@@ -163,92 +228,3 @@ def test_a_part_too_short_for_one_window_says_how_many_tokens_it_needs():
 def test_a_validation_fraction_outside_0_to_1_is_refused(fraction):
     with pytest.raises(ConfigError, match=r"above 0 and below 1, got"):
         split_tokens(np.arange(100), fraction)
-
-
-# ---- the tokenizer ------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(TEXT)
-def test_the_tokenizer_is_nanogpts_and_decoding_undoes_encoding(text):
-    tokenizer = CharTokenizer.from_text(text)
-    chars = sorted(set(text))  # nanoGPT, data/shakespeare_char/prepare.py
-    stoi = {ch: i for i, ch in enumerate(chars)}
-    ids = tokenizer.encode(text)
-    assert ids.dtype == np.int64
-    assert ids.tolist() == [stoi[c] for c in text]
-    assert tokenizer.vocab_size == len(chars)
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.decode(ids.tolist()) == text
-    again = CharTokenizer.from_dict(tokenizer.to_dict())
-    assert again.characters == tokenizer.characters
-
-
-@pytest.mark.parametrize("odd", ["\0", "\ud800", "\U0010ffff"])
-def test_the_ends_of_unicode_and_lone_surrogates_are_characters_like_others(odd):
-    text = "".join(sorted("a" + odd))
-    tokenizer = CharTokenizer.from_text(text)
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    unknown = "b" if odd != "\U0010ffff" else "\U0010fffe"
-    with pytest.raises(DataError, match="at position 1 is not among"):
-        tokenizer.encode(odd + unknown)
-
-
-def test_the_empty_text_encodes_to_nothing_and_back():
-    tokenizer = CharTokenizer("ab")
-    assert tokenizer.encode("").shape == (0,)
-    assert tokenizer.decode([]) == ""
-
-
-@settings(deadline=None)
-@given(TEXT, TEXT)
-def test_the_first_unknown_character_is_named_with_its_position(known, text):
-    tokenizer = CharTokenizer.from_text(known)
-    unknown = [i for i, c in enumerate(text) if c not in known]
-    if not unknown:
-        tokenizer.encode(text)
-        return
-    with pytest.raises(DataError, match="remove it, or train on a text") as caught:
-        tokenizer.encode(text)
-    assert f"character {text[unknown[0]]!a}" in str(caught.value)
-    assert f"at position {unknown[0]} is not among the {tokenizer.vocab_size}" in str(caught.value)
-
-
-def test_encoding_a_megabyte_is_several_times_faster_than_a_loop_over_its_characters(corpus):
-    text = corpus.text * 4
-    tokenizer = CharTokenizer.from_text(text)
-    stoi = {c: i for i, c in enumerate(tokenizer.characters)}
-    loop = min(timeit.repeat(lambda: [stoi[c] for c in text], number=1, repeat=3))
-    ours = min(timeit.repeat(lambda: tokenizer.encode(text), number=1, repeat=3))
-    back = min(timeit.repeat(lambda: tokenizer.decode(tokenizer.encode(text)), number=1, repeat=3))
-    assert ours < loop / 2
-    assert back < loop
-
-
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (lambda: CharTokenizer(""), "at least one character"),
-        (lambda: CharTokenizer("ba"), "must be sorted and each stand once"),
-        (lambda: CharTokenizer("aa"), "must be sorted and each stand once"),
-        (lambda: CharTokenizer("ab").decode([0, 2]), r"in \[0, 2\), got 2 at position 1"),
-        (lambda: CharTokenizer("ab").decode([-1]), r"got -1 at position 0"),
-        (lambda: CharTokenizer("ab").decode([0.5]), r"list of integers, got float64"),
-        (lambda: CharTokenizer("ab").decode([[0]]), r"of shape \(1, 1\)"),
-        (lambda: CharTokenizer.from_dict({"kind": "bpe"}), "expected kind 'character', got 'bpe'"),
-        (lambda: CharTokenizer.from_dict({"kind": "character"}), "a string, got NoneType"),
-    ],
-)
-def test_a_wrong_tokenizer_or_id_is_refused_with_the_reason(make, sentence):
-    with pytest.raises(DataError, match=sentence):
-        make()
-
-
-def test_the_default_corpus_is_prose_without_code_grammar_or_operator_lists():
-    paragraphs = default_corpus().text.strip().split("\n\n")
-    for paragraph in paragraphs:
-        solid = "".join(paragraph.split())
-        assert "::=" not in paragraph
-        assert ">>>" not in paragraph
-        assert sum(c.isalpha() for c in solid) >= 0.8 * len(solid), paragraph
-        assert all(line == line.strip() for line in paragraph.split("\n"))

@@ -12,6 +12,8 @@ from nplm.data import (
     Batch,
     RandomWindows,
     SequentialWindows,
+    TokenWindows,
+    Window,
     windows_of,
 )
 from nplm.errors import ConfigError, DataError
@@ -119,6 +121,20 @@ def test_sequential_windows_hold_every_target_once_after_its_own_input(n, contex
     assert all(np.array_equal(a.targets, b.targets) for a, b in zip(again, batches, strict=True))
 
 
+@given(st.integers(2, 200), st.integers(1, 30), st.integers(1, 7))
+def test_token_windows_are_the_rows_of_sequential_windows(n, context, batch_size):
+    tokens = np.arange(7, 7 + n)
+    windows = TokenWindows(tokens, context)
+    rows = [row for batch in SequentialWindows(tokens, context, batch_size) for row in batch.inputs]
+    assert len(windows) == len(rows) == -(-(n - 1) // context)
+    for i, row in enumerate(rows):
+        np.testing.assert_array_equal(windows[i][0], row)
+        np.testing.assert_array_equal(windows[i - len(windows)][1], windows[i][1])
+    for outside in (len(rows), -len(rows) - 1):
+        with pytest.raises(IndexError, match=rf"expected an index in .*, got {outside}"):
+            windows[outside]
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 8))
 def test_accumulation_windows_hold_every_batch_in_order_and_only_the_last_is_short(items, k):
@@ -133,6 +149,19 @@ def test_accumulation_reads_no_batch_ahead():
     windows = windows_of((read.append(i) or i for i in range(10)), 3)
     assert next(windows) == [0, 1, 2]
     assert read == [0, 1, 2]
+
+
+def test_an_accumulation_window_counts_its_targets_once(monkeypatch):
+    batches = list(SequentialWindows(np.arange(11), 4, 1))  # 4, 4 and 2 targets
+    counted = []
+    count = Batch.n_targets
+    monkeypatch.setattr(Batch, "n_targets", lambda batch: counted.append(batch) or count(batch))
+    whole, rest = windows_of(batches, 2)
+    assert isinstance(whole, Window)
+    assert counted == []
+    assert (whole.counts, whole.n_targets, whole.n_targets) == ([4, 4], 8, 8)
+    assert (rest.counts, rest.n_targets) == ([2], 2)
+    assert counted == batches
 
 
 @pytest.mark.parametrize(
@@ -156,6 +185,8 @@ def test_accumulation_reads_no_batch_ahead():
         (lambda: SequentialWindows(np.array([1]), 2, 1), DataError, "at least 2 tokens"),
         (lambda: SequentialWindows(np.ones(9), 2, 1), DataError, r"integers \(N,\), got float64"),
         (lambda: SequentialWindows(np.ones((3, 3), int), 2, 1), DataError, r"shape \(3, 3\)"),
+        (lambda: TokenWindows(np.array([1]), 2), DataError, "TokenWindows needs at least 2 tokens"),
+        (lambda: TokenWindows(np.arange(9), 2, 8), DataError, "got 8 at position 8"),
         (lambda: SequentialWindows(np.arange(9), 0, 1), ConfigError, "context must be at least 1"),
         (lambda: RandomWindows(np.arange(9), 0, 1, Offsets()), ConfigError, "at least 1 token"),
         (lambda: SequentialWindows(np.arange(9), 2, 0), ConfigError, "batch_size must be at least"),

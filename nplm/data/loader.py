@@ -4,13 +4,15 @@ A row of `context` tokens is cut out of the text; B rows are a batch; the batche
 an accumulation window. Values are checked here, on the host: ops never look at them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from nplm.data.dataset import Dataset
 from nplm.data.text import require_window
 from nplm.data.tokenizer import check_tokens
 from nplm.errors import ConfigError, DataError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100  # a target with this value counts in no loss, as in torch
 _T = TypeVar("_T")
+_Row = npt.NDArray[np.int64]  # (T,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,8 @@ class RandomWindows:
         generator: "Generator",
         vocab_size: int | None = None,
     ) -> None:
-        self.tokens = _checked(tokens, context, batch_size, vocab_size, "RandomWindows")
+        _require_batch_size(batch_size, "RandomWindows")
+        self.tokens = _checked(tokens, context, vocab_size, "RandomWindows")
         self.context = context
         self.batch_size = batch_size
         self.generator = generator
@@ -92,13 +96,49 @@ class RandomWindows:
         self.generator.set_state(state["generator"])
 
 
-class SequentialWindows:
-    """Every target of `tokens` exactly once, in order: for evaluation, or for epochs.
+class TokenWindows(Dataset[tuple[_Row, _Row]]):
+    """Every target of `tokens` exactly once, in windows that do not overlap: epochs of a text.
 
-    tokens (N,) give N - 1 targets in windows that do not overlap. The last window may be short: it
-    is padded with input 0 and target IGNORE_INDEX. The last batch may have fewer rows. Can be
-    iterated again; `len()` is the number of batches. Raises DataError for fewer than two tokens or
-    tokens outside [0, vocab_size), ConfigError for a context or a batch_size below 1.
+    tokens (N,) give N - 1 targets; item i is (inputs, targets), both (context,). The last window
+    may be short: it is padded with input 0 and target IGNORE_INDEX. Raises DataError for fewer than
+    two tokens or tokens outside [0, vocab_size), ConfigError for a context below 1.
+    """
+
+    def __init__(
+        self, tokens: npt.NDArray[Any], context: int, vocab_size: int | None = None
+    ) -> None:
+        if context < 1:
+            raise ConfigError(f"context must be at least 1 token, got {context}")
+        self.tokens = _checked(tokens, 1, vocab_size, "TokenWindows")
+        self.context = context
+
+    def __len__(self) -> int:
+        return -(-(len(self.tokens) - 1) // self.context)
+
+    def __getitem__(self, index: int) -> tuple[_Row, _Row]:
+        n = len(self)
+        if not -n <= index < n:
+            raise IndexError(f"TokenWindows: expected an index in [{-n}, {n}), got {index}")
+        begin = index % n * self.context
+        chunk = self.tokens[begin : begin + self.context + 1]  # one more token: the last target
+        inputs = np.zeros(self.context, np.int64)
+        targets = np.full(self.context, IGNORE_INDEX, np.int64)
+        inputs[: len(chunk) - 1] = chunk[:-1]
+        targets[: len(chunk) - 1] = chunk[1:]
+        return inputs, targets
+
+
+def collate_windows(samples: Sequence[tuple[_Row, _Row]]) -> Batch:
+    """B samples (inputs, targets), each (T,) -> a Batch (B, T): a DataLoader's `collate_fn`."""
+    inputs, targets = zip(*samples)
+    return Batch(np.stack(inputs), np.stack(targets))
+
+
+class SequentialWindows:
+    """The windows of TokenWindows in order, `batch_size` at a time: for evaluation.
+
+    The last batch may have fewer rows. Can be iterated again; `len()` is the number of batches.
+    Raises what TokenWindows raises, and ConfigError for a batch_size below 1.
     """
 
     def __init__(
@@ -108,31 +148,38 @@ class SequentialWindows:
         batch_size: int,
         vocab_size: int | None = None,
     ) -> None:
-        if context < 1:
-            raise ConfigError(f"context must be at least 1 token, got {context}")
-        self.tokens = _checked(tokens, 1, batch_size, vocab_size, "SequentialWindows")
-        self.context = context
+        _require_batch_size(batch_size, "SequentialWindows")
+        self.windows = TokenWindows(tokens, context, vocab_size)
         self.batch_size = batch_size
-        self.n_windows = -(-(len(tokens) - 1) // context)
 
     def __len__(self) -> int:
-        return -(-self.n_windows // self.batch_size)
+        return -(-len(self.windows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for first in range(0, self.n_windows, self.batch_size):
-            rows = min(self.batch_size, self.n_windows - first)
-            size = rows * self.context
-            begin = first * self.context
-            chunk = self.tokens[begin : begin + size + 1]  # one more token: the last target
-            inputs = np.zeros(size, np.int64)
-            targets = np.full(size, IGNORE_INDEX, np.int64)
-            inputs[: len(chunk) - 1] = chunk[:-1]
-            targets[: len(chunk) - 1] = chunk[1:]
-            shape = (rows, self.context)
-            yield Batch(inputs.reshape(shape), targets.reshape(shape))
+        n = len(self.windows)
+        for first in range(0, n, self.batch_size):
+            rows = range(first, min(first + self.batch_size, n))
+            yield collate_windows([self.windows[i] for i in rows])
 
 
-def windows_of(batches: Iterable[_T], accumulate: int) -> Iterator[list[_T]]:
+class Window(list[_T]):
+    """The micro-batches of one update, all read before its first backward.
+
+    Targets are counted once, when they are first asked for; so do not change the list after.
+    """
+
+    @cached_property
+    def counts(self: "Window[Batch]") -> list[int]:
+        """The targets of each micro-batch that a loss counts."""
+        return [batch.n_targets() for batch in self]
+
+    @property
+    def n_targets(self: "Window[Batch]") -> int:
+        """The targets of the whole update: what every gradient is divided by."""
+        return sum(self.counts)
+
+
+def windows_of(batches: Iterable[_T], accumulate: int) -> Iterator[Window[_T]]:
     """Group batches into accumulation windows of `accumulate`; the last, short one is kept.
 
     Nothing is read ahead of the window that is handed out, so the cursor of an endless loader stays
@@ -143,45 +190,57 @@ def windows_of(batches: Iterable[_T], accumulate: int) -> Iterator[list[_T]]:
     return _windows_of(batches, accumulate)
 
 
-def _windows_of(batches: Iterable[_T], accumulate: int) -> Iterator[list[_T]]:
-    window: list[_T] = []
+def _windows_of(batches: Iterable[_T], accumulate: int) -> Iterator[Window[_T]]:
+    window: Window[_T] = Window()
     for batch in batches:
         window.append(batch)
         if len(window) == accumulate:
             yield window
-            window = []
+            window = Window()
     if window:
         yield window
 
 
 def marked_windows(
     loader: Iterable[Batch], accumulate: int, ahead: bool
-) -> Iterator[tuple[list[Batch], bool]]:
+) -> Iterator[tuple[Window[Batch], bool]]:
     """Windows of `accumulate` batches, each with whether it is the loader's last one.
 
-    Without `len` the last one is known only by reading one window ahead, which `ahead` allows.
+    A loader says how many there are by `batches_left` (a DataLoader, which may have been resumed)
+    or `len`; if it does not, the last window is known only by reading one ahead, if `ahead`.
     """
     windows = windows_of(loader, accumulate)
-    if isinstance(loader, Sized):
-        last = -(-len(loader) // accumulate) - 1
+    n = _batches_left(loader)
+    if n is not None:
+        last = -(-n // accumulate) - 1
         for i, window in enumerate(windows):
             yield window, i == last
     elif not ahead:
         for window in windows:
             yield window, False
     else:
-        held: list[Batch] | None = next(windows, None)
+        held: Window[Batch] | None = next(windows, None)
         while held is not None:
             following = next(windows, None)
             yield held, following is None
             held = following
 
 
-def _checked(
-    tokens: npt.NDArray[Any], context: int, batch_size: int, vocab_size: int | None, who: str
-) -> npt.NDArray[Any]:
+def _batches_left(loader: Iterable[Any]) -> int | None:
+    if hasattr(loader, "batches_left"):
+        left: int | None = loader.batches_left
+        return left
+    return len(loader) if isinstance(loader, Sized) else None
+
+
+def _require_batch_size(batch_size: int, who: str) -> None:
     if batch_size < 1:
         raise ConfigError(f"{who}: batch_size must be at least 1, got {batch_size}")
+
+
+def _checked(
+    tokens: npt.NDArray[Any], context: int, vocab_size: int | None, who: str
+) -> npt.NDArray[Any]:
     array = np.asarray(tokens)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(

@@ -163,16 +163,18 @@ _OTHER_FORMATS = (
 
 
 def read_corpus(paths: Path | str | Sequence[Path | str]) -> Corpus:
-    """Read UTF-8 files and join them in the given order.
+    """Read UTF-8 files and join them in the given order; a folder stands for its `*.txt` files.
 
-    Line ends and a byte order mark are kept as they are; a newline is put between two files where
-    the first does not end in one. Raises DataError for a file that is missing, not a regular file,
-    or not UTF-8, and when all of them together hold nothing but white space.
+    Those are all files below it, by relative path; hidden files and folders are left out, links to
+    folders are not followed. Line ends and a byte order mark are kept as they are; a newline is put
+    between two files where the first does not end in one. Raises DataError for a file that is
+    missing, not a regular file, or not UTF-8, for a folder that cannot be listed or has no text,
+    and when all files together hold nothing but white space.
     """
     listed = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
     if not listed:
         raise DataError("read_corpus: got no files; pass at least one text file")
-    parts = [_read_text(path) for path in listed]
+    parts = [_read_text(file) for path in listed for file in _text_files(path)]
     text = "".join(p if p.endswith("\n") or not p else p + "\n" for p in parts[:-1]) + parts[-1]
     names = ", ".join(str(p) for p in listed[:3]) + (" ..." if len(listed) > 3 else "")
     if not text:
@@ -182,8 +184,24 @@ def read_corpus(paths: Path | str | Sequence[Path | str]) -> Corpus:
             f"{names}: the text is nothing but white space ({len(text)} characters); "
             "pass a file with text to train on"
         )
-    name = listed[0].stem if len(listed) == 1 else f"{listed[0].stem}+{len(listed) - 1}"
+    first = listed[0].resolve()
+    name = first.name if files.is_directory(first) else listed[0].stem
+    if len(listed) > 1:
+        name += f"+{len(listed) - 1}"
     return Corpus.of(name, text, ", ".join(str(p.resolve()) for p in listed))
+
+
+def _text_files(path: Path) -> list[Path]:
+    """The file itself, or a folder's texts."""
+    if not files.is_directory(path):
+        return [path]
+    found = files.files_below(path, ".txt", error=DataError)
+    if not found:
+        raise DataError(
+            f"{path}: no text in this folder: expected files *.txt in it or below, found none; "
+            "pass another folder, or files by name"
+        )
+    return found
 
 
 def _read_text(path: Path) -> str:
