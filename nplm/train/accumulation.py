@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nplm.autograd.factory import tensor
 from nplm.autograd.tensor import BackwardInto, Tensor
-from nplm.data.loader import Batch
+from nplm.data.loader import Batch, Window
 from nplm.nn import functional as F
 from nplm.nn.module import Module
 from nplm.nn.utils import device_of
@@ -56,10 +56,10 @@ def accumulate(
         )
     loss_fn = loss_fn or summed_cross_entropy
     device = device_of(model)
-    counts = [batch.n_targets() for batch in window]  # on the host, before anything runs
-    total = sum(counts)
+    window = window if isinstance(window, Window) else Window(window)
+    total = window.n_targets  # counted on the host, before anything runs
     loss = tensor(0.0 if total else float("nan"), device=device)
-    for batch, count in zip(window, counts):
+    for batch, count in zip(window, window.counts):
         if count == 0:
             continue
         logits = model(tensor(batch.inputs, device=device))
