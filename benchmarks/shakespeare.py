@@ -26,7 +26,7 @@ IGNORED = -100
 def train_nplm(job: Job) -> float:
     c = job.config
     records = fit(
-        job.model, job.optimizer, job.train_windows, scheduler=job.scheduler,
+        job.model, job.optimizer, job.batches, scheduler=job.scheduler,
         clip_norm=c.clip_norm, steps=c.steps,
     )  # fmt: skip
     for record in records:
@@ -44,7 +44,7 @@ def train_torch(job: Job, twin: TorchDecoder) -> float:
     optimizer = torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=c.lr, betas=(c.beta1, c.beta2)
     )
-    floor, warmup = c.schedule.min_lr / c.lr, c.schedule.warmup_steps
+    floor, warmup = c.min_lr / c.lr, c.schedule.warmup_steps
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -54,7 +54,7 @@ def train_torch(job: Job, twin: TorchDecoder) -> float:
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     for step in range(1, c.steps + 1):
-        batch = next(job.train_windows)
+        batch = next(job.batches)
         loss = torch_loss(twin, batch, "mean")
         optimizer.zero_grad()
         loss.backward()
@@ -100,7 +100,7 @@ def main() -> None:
     began = time.perf_counter()
     ours = train_nplm(job)
     between = time.perf_counter()
-    job.train_windows.generator.manual_seed(arguments.seed)  # the same batches again
+    job.generator.manual_seed(arguments.seed)  # the same batches again
     theirs = train_torch(job, twin)
     ended = time.perf_counter()
     figures = {

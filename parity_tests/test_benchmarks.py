@@ -35,4 +35,4 @@ def test_tiny_shakespeare_is_at_hand_for_the_published_setting():
     job = prepare(TrainConfig(data=(path,)))
     assert job.tokenizer.vocab_size == 65
     assert job.model.num_parameters() == 804_096
-    assert len(job.train_windows.tokens) == 1_003_854
+    assert len(job.batches.tokens) == 1_003_854

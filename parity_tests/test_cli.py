@@ -6,16 +6,25 @@ import subprocess
 import sys
 
 import pytest
+from bad_input import BAD, OTHERS, make_files
 
-from nplm.cli import main
+from nplm.cli import arguments, main
+from nplm.cli.generate import GenerateConfig
+from nplm.cli.train import TrainCommand
 from nplm.files import sha256_of
 from nplm.parity.tolerances import FORMULA_64, assert_close
 from nplm.train import job as training
 from nplm.train.checkpoint import load_checkpoint
+from nplm.train.config import ScheduleConfig, TrainConfig
 
 pytestmark = pytest.mark.cli
 
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
+NUMBERS = shlex.split(
+    "--context --dropout --steps --epochs --batch-size --accumulate --lr --schedule.warmup-steps "
+    "--schedule.min-lr --schedule.step-size --schedule.gamma --stop.patience --stop.delta --beta1 "
+    "--beta2 --weight-decay --clip-norm --eval-every --log-every --sample-length --seed --threads"
+)
 SMALL = shlex.split(
     "--steps 4 --eval-every 2 --log-every 1 --batch-size 2 --context 16 --sample-length 20 "
     "--schedule.warmup-steps 1"
@@ -29,10 +38,10 @@ def text(tmp_path):
     return path
 
 
-def run(capsys, *arguments):
-    """(exit code, standard output, standard error) of `nplm ARGUMENTS`."""
+def run(capsys, *words):
+    """(exit code, standard output, standard error) of `nplm WORDS`."""
     try:
-        code = main([str(a) for a in arguments])
+        code = main([str(word) for word in words])
     except SystemExit as stop:  # tyro's own messages
         code = stop.code
     out = capsys.readouterr()
@@ -49,7 +58,8 @@ def trained(capsys, tmp_path, text):
 
 def test_train_prints_the_plan_the_losses_a_sample_and_what_to_type_next(trained):
     folder, out = trained
-    for part in ("text: 1,800 characters", "parameters, context 16", "4 updates of 32 tokens",
+    for part in ("text: 1,800 characters, 1,620 tokens", "parameters, context 16",
+                 "4 updates of 32 tokens", "memory     about", "best       step 4", "left 0:00",
                  "step     2", "validation", "lr ", "norm ", "tok/s",
                  f"nplm generate {folder}"):  # fmt: skip
         assert part in out, part
@@ -103,7 +113,7 @@ def test_every_training_flag_is_obeyed(capsys, tmp_path, text):
         "--weight-decay", 0, "--beta1", 0.8, "--beta2", 0.95, "--schedule.min-lr", 0,
     )  # fmt: skip
     assert code == 0, err
-    assert "4 updates of 96 tokens, on cpu in float64" in out
+    assert "4 updates of 96 tokens (0.2 times the text), on cpu in float64" in out
     folder = next((tmp_path / "runs").iterdir())
     assert folder.name.endswith("_mine")
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -144,58 +154,33 @@ def test_generate_is_repeatable_and_obeys_its_flags(capsys, trained):
     assert texts["greedy"] == texts["top"]
 
 
-BAD = {
-    # name: (arguments, exit code, what the sentence says); docs/cli.md has the same table
-    "unknown verb": (["trian"], 2, "did you mean 'train'?"),
-    "unknown flag": (["train", "--step", "3"], 2, "did you mean --steps?"),
-    "two unknown flags": (["train", "--lrr", "3", "--sed", "1"], 2, "did you mean --seed?"),
-    "unknown preset": (["train", "--preset", "tiny-lama"], 2, "did you mean 'tiny-llama'?"),
-    "a number expected": (["train", "--steps", "many"], 2, "--steps"),
-    "out of range": (["train", "--steps", "0", "--lr", "-1"], 2, "lr: expected a positive number"),
-    "all of them": (["train", "--lr", "nan", "--threads", "0", "--seed", str(2**64)], 2,
-                    "got nan; threads: expected at least 1, at most 1024, got 0; seed: "),
-    "no sample": (["train", "--sample-length", "0"], 2, "sample_length: expected at least 1"),
-    "negative decay": (["train", "--weight-decay", "-1"], 2, "weight_decay: expected a finite"),
-    "infinite clipping": (["train", "--clip-norm", "inf"], 2, "clip_norm: expected a positive"),
-    "min_lr not a number": (["train", "--schedule.min-lr", "nan"], 2, "min_lr: expected a finite"),
-    "a run without a name": (["train", "--name", ""], 2, "name: expected 1 to 100 letters"),
-    "a name with a folder": (["train", "--name", "../up"], 2, "got '../up'"),
-    "too many threads": (["train", "--threads", "5000"], 2, "at most 1024, got 5000"),
-    "a batch too large": (["train", "--batch-size", str(10**10)], 2, "at most 1,000,000,000"),
-    "too many steps": (["train", "--steps", str(10**8)], 2, "fewer than 10^8"),
-    "no logs": (["train", "--log-every", "0"], 2, "log_every: expected at least 1"),
-    "warm-up too long": (["train", "--steps", "50"], 2, "expected fewer than steps=50, got 100"),
-    "unknown device": (["train", "--device", "gpu"], 1, "expected 'cpu', 'torch:cpu' or 'cuda'"),
-    "missing file": (["train", "--data", "nowhere.txt"], 3, "nowhere.txt"),
-    "a folder": (["train", "--data", "."], 3, "is a folder, expected a file"),
-    "empty file": (["train", "--data", "empty.txt"], 3, "empty"),
-    "too short": (["train", "--data", "short.txt"], 3, "needs at least 65 tokens"),
-    "not UTF-8": (["train", "--data", "latin.txt"], 3, "UTF-8"),
-    "temperature nan": (["generate", ".", "--temperature", "nan"], 2, "1e-6 to 1e6, got nan"),
-    "tiny temperature": (["generate", ".", "--temperature", "1e-320"], 2, "use 0 for greedy"),
-    "no length": (["generate", ".", "--length", "-5"], 2, "length: expected at least 1"),
-    "not a run": (["generate", "."], 3, "run.json"),
-    "unwritable folder": (["train", "--data", "ok.txt", "--out", "ok.txt/runs"], 5, "ok.txt"),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_sentence_and_its_exit_code(capsys, tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "short.txt").write_text("a few words")
-    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1") * 100)
-    (tmp_path / "ok.txt").write_text(TEXT)
-    arguments, code, says = BAD[case]
-    if code == 2 and arguments[0] == "train":  # settings are refused before a text is read
-        arguments = [*arguments, "--data", "empty.txt"]
-    got, _, err = run(capsys, *arguments)
+    make_files(tmp_path, TEXT)
+    words, code, says = BAD[case]
+    if code == 2 and words[0] == "train" and "ok.txt" not in words:
+        words = ["train", "--data=empty.txt", *words[1:]]  # refused before it is read
+    got, _, err = run(capsys, *words)
     assert (got, says in err) == (code, True), (got, err)
     assert "Traceback" not in err
     assert not (tmp_path / "runs").exists()
-    if says != "--steps":  # tyro's own box for a value of the wrong type
-        assert err.startswith(f"nplm {arguments[0]}: ")
-        assert len(err.strip().splitlines()) == 1
+    assert err.startswith(f"nplm {words[0]}: ")
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("flag", NUMBERS)
+def test_a_word_for_a_number_is_refused_by_the_name_of_its_flag(capsys, flag):
+    code, _, err = run(capsys, "train", flag, "many")
+    assert (code, flag in err) == (2, True), err
+
+
+def test_every_flag_has_a_case_of_bad_input():
+    used = {word for words, _, _ in BAD.values() for word in words}
+    rows = " ".join(OTHERS)
+    for config in (TrainCommand, GenerateConfig):
+        for flag in arguments.flags_of(config):
+            assert flag in used or f"`{flag}`" in rows or flag == "--help", flag
 
 
 def test_generate_refuses_what_the_model_cannot_do(capsys, trained):
@@ -281,18 +266,19 @@ def test_a_tokenizer_that_is_none_is_refused_by_name(capsys, trained):
         assert (code, "tokenizer.json: " in err) == (3, True), (value, code, err)
 
 
-@pytest.mark.parametrize("words", ["abcab cab ", "\U0001f98a 'tis -x\t\n", "The end "])
-def test_the_command_that_train_prints_and_the_default_prompt_work(capsys, tmp_path, words):
-    (tmp_path / "text.txt").write_text(words * 60, encoding="utf-8")
+@pytest.mark.parametrize("some", ["abcab cab ", "\U0001f98a 'tis -x\t\n", "The end "])
+def test_the_command_that_train_prints_and_the_default_prompt_work(capsys, tmp_path, some):
+    (tmp_path / "text.txt").write_text(some * 60, encoding="utf-8")
     runs = tmp_path / "my runs"
     code, out, err = run(capsys, "train", "--data", tmp_path / "text.txt", "--out", runs, *SMALL)
     assert code == 0, err
-    shown = shlex.split(out.split("next       nplm ")[1])
-    assert "--prompt" in shown
-    for arguments in (shown, ["generate", next(runs.iterdir())]):
-        code, out, err = run(capsys, *arguments, "--length", 5)
+    shown = [shlex.split(line) for line in out.split("next       nplm ")[1].split("  nplm ")]
+    assert "--prompt" in shown[0]
+    assert len(shown) == 2
+    for words in (*shown, ["generate", next(runs.iterdir())]):
+        code, out, err = run(capsys, *words, "--length", 5)
         assert code == 0, err
-    assert out[0] == ("\n" if "\n" in words else min(words))
+    assert out[0] == ("\n" if "\n" in some else min(some))
 
 
 def test_devices_that_are_not_there_are_refused_before_any_work(capsys, text, monkeypatch):
@@ -357,8 +343,8 @@ def test_a_missing_package_is_said_before_any_work(
     monkeypatch.setitem(sys.modules, package, None)  # `import` raises ModuleNotFoundError
     monkeypatch.delitem(sys.modules, "nplm.cli.generate", raising=False)
     commands = [["train", "--data", text, "--out", tmp_path / "runs", *SMALL, "--threads", 1]]
-    for arguments in [*commands, *([["generate", tmp_path]] if package == "tyro" else [])]:
-        got, out, err = run(capsys, *arguments)
+    for words in [*commands, *([["generate", tmp_path]] if package == "tyro" else [])]:
+        got, out, err = run(capsys, *words)
         assert (got, out, says in err) == (code, "", True), (got, out, err)
         assert len(err.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
@@ -375,9 +361,9 @@ def test_a_checkpoint_is_kept_before_anything_is_printed_about_it(tmp_path, text
     def full(line):
         raise OSError(28, "No space left on device")
 
-    config = training.TrainConfig(
+    config = TrainConfig(
         data=(text,), steps=2, eval_every=1, context=16, batch_size=2, out=tmp_path / "runs",
-        schedule=training.ScheduleConfig(warmup_steps=0),
+        schedule=ScheduleConfig(warmup_steps=0),
     )  # fmt: skip
     with pytest.raises(OSError, match="No space"):
         training.run(training.prepare(config), full)

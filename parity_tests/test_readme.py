@@ -4,20 +4,20 @@ import re
 import shlex
 
 import pytest
+from bad_input import BAD, OTHERS
 from house import ROOT
 
 from nplm.autograd.op import OPS
 from nplm.autograd.overrides import KNOWN
 from nplm.cli import main
+from nplm.cli.arguments import read_settings
+from nplm.cli.train import TrainCommand
 
 pytestmark = pytest.mark.cli
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Appended to a training command, so that it takes a second; later flags win.
-SHORT = (
-    "--steps 2 --eval-every 2 --batch-size 2 --context 16 --sample-length 5 "
-    "--schedule.warmup-steps 1"
-)
+SHORT = "--steps 2 --eval-every 2 --batch-size 2 --context 16 --sample-length 5"
 
 
 def blocks(page, language):
@@ -68,6 +68,9 @@ def test_every_command_runs(line, run_folder, tmp_path, monkeypatch, capsys):
         pytest.importorskip("torch", reason="the command needs PyTorch: pip install torch")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "moby_dick.txt").write_text("Call me Ishmael. " * 50)
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "one.txt").write_text("Call me Ishmael. " * 50)
+    (tmp_path / "settings.toml").write_text("".join(blocks(ROOT / "docs" / "cli.md", "toml")))
     words = shlex.split(line)[1:]
     words = [str(run_folder) if w == "RUN" or w.startswith("runs/") else w for w in words]
     words += SHORT.split() if words[0] == "train" else ["--length", "3"]
@@ -94,11 +97,22 @@ def test_no_page_names_another_projects_distribution():
         assert "pip install nplm" not in page.read_text(), page
 
 
-def test_the_table_of_bad_input_has_a_row_for_every_test():
-    import test_cli
-
+def test_the_tables_of_bad_input_are_what_is_tested():
     page = (ROOT / "docs" / "cli.md").read_text()
-    table = page.split("| input | code |")[1]
-    rows = re.findall(r"^\| [^|]+ \| (\d) \|", table, re.MULTILINE)
-    tested = {str(code) for _, code, _ in test_cli.BAD.values()}
-    assert tested <= set(rows)
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \| [^|]+ \|$", page, re.MULTILINE)
+    tested = {row: code for row, (_, code, _) in BAD.items()}
+    tested |= {row: code for row, (code, _) in OTHERS.items()}
+    assert {row: int(code) for row, code in rows} == tested
+    for _, test in OTHERS.values():
+        file, name = test.split("::")
+        assert f"def {name}(" in (ROOT / "parity_tests" / file).read_text(), test
+
+
+def test_every_settings_file_shown_is_one(tmp_path):
+    shown = [block for page in PAGES for block in blocks(page, "toml")]
+    assert shown
+    for block in shown:
+        (tmp_path / "shown.toml").write_text(block)
+        made, problems = read_settings(TrainCommand, tmp_path / "shown.toml")
+        assert not problems
+        made.check()

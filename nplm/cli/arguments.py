@@ -1,21 +1,39 @@
-"""Flags to a dataclass: tyro reads them, and an unknown flag gets the nearest name."""
+"""Settings from a TOML file and from flags, into a dataclass.
+
+tyro reads the flags; a file's settings are their defaults. What is wrong is said all at once.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import dataclasses
 import difflib
-from typing import Any, TypeVar, get_type_hints
+import io
+import tomllib
+import types
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
+from nplm import files
 from nplm.errors import ConfigError
 
-Config = TypeVar("Config")
+
+class Checked(Protocol):
+    """A dataclass of settings that knows what is wrong with its values."""
+
+    def check(self) -> None:
+        """Raise a ConfigError that lists everything that is out of range."""
+
+
+Config = TypeVar("Config", bound=Checked)
 
 
 def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
-    """A `config` from command-line arguments; a field without a default has no flag, but a place.
+    """A checked `config` from command-line arguments, on top of `--config FILE.toml` if given.
 
-    `--help` and values of the wrong type end in tyro's own message (SystemExit 0 or 2); unknown
-    flags raise ConfigError, all of them at once.
+    A field without a default has no flag, but a place. `--help` prints and ends (SystemExit 0).
+    Everything that is wrong, in the file and in the flags, is one ConfigError.
     """
     try:
         import tyro
@@ -24,13 +42,152 @@ def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
             "the command line needs the package tyro, which is not installed: run "
             "`pip install tyro tqdm`"
         ) from None
+    problems: list[str] = []
+    default: Any = tyro.MISSING_NONPROP
+    if "config" in get_type_hints(config) and (path := _config_path(arguments)) is not None:
+        default, problems = read_settings(config, path)
     places: Any = tyro.conf.PositionalRequiredArgs
-    made, extra = tyro.cli(places[config], args=arguments, prog=prog, return_unknown_args=True)
-    if extra:
-        known = _flags(config)
-        raise ConfigError("; ".join(_unknown(word, known) for word in extra if word[:1] == "-")
-                          or f"unexpected argument {extra[0]!r}; see {prog} --help")  # fmt: skip
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # its box of several lines
+            made, extra = tyro.cli(
+                places[config], args=arguments, prog=prog, default=default, return_unknown_args=True
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        problems += _unreadable(config, arguments) or [_usage(config, prog)]
+        raise ConfigError("; ".join(problems)) from None
+    flags = [word for word in extra if word[:1] == "-"]
+    if flags:
+        known = list(flags_of(config))
+        problems += [_unknown(flag, known) for flag in flags]
+    elif extra:
+        problems.append(f"unexpected argument {extra[0]!r}; see {prog} --help")
+    try:
+        made.check()
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
     return made
+
+
+def _unreadable(config: Any, arguments: list[str]) -> list[str]:
+    """The flags whose value is missing or of the wrong type, and those that do not exist."""
+    hints = flags_of(config)
+    problems = []
+    for i, word in enumerate(arguments):
+        flag, equals, text = word.partition("=")
+        if flag in hints:
+            following = text if equals else arguments[i + 1] if i + 1 < len(arguments) else None
+            problem = _problem(following, hints[flag])
+            problems += [f"{flag}: {problem}"] if problem else []
+        elif flag.startswith("--"):
+            problems.append(_unknown(flag, list(hints)))
+    return problems
+
+
+def _problem(text: str | None, hint: Any) -> str | None:
+    if text is None or text.startswith("--"):
+        return "expected a value, got none"
+    value: Any = text
+    for kind in (float, int):  # as TOML would have it
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+    try:
+        _converted(value if hint not in (str, Path, str | None) else text, hint)
+    except TypeError as error:
+        return f"expected {error}, got {text!r}"
+    return None
+
+
+def _usage(config: Any, prog: str) -> str:
+    required = [
+        field.name.upper()
+        for field in dataclasses.fields(config)
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
+    return f"expected {' '.join([prog, *required])}, got too little; see {prog} --help"
+
+
+def _config_path(arguments: list[str]) -> Path | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    try:
+        path: Path | None = parser.parse_known_args(arguments)[0].config
+    except argparse.ArgumentError:  # `--config` at the very end: tyro says what is missing
+        return None
+    return path
+
+
+def read_settings(config: type[Config], path: Path) -> tuple[Config, list[str]]:
+    """The settings of a TOML file on top of the defaults, and what is wrong with the file.
+
+    Tables are the dataclasses inside `config`; '-' and '_' are the same in a key, and "None" is
+    the text for no value, as in a flag. Raises ConfigError for a file that is not TOML.
+    """
+    try:
+        table = tomllib.loads(files.read_bytes(path, error=ConfigError).decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a TOML file, got {error}") from None
+    settings = [
+        f[2:].replace("-", "_") for f in flags_of(config) if f not in ("--help", "--config")
+    ]
+    problems: list[str] = []
+    made = _filled(config, table, "", settings, problems)
+    return made, [f"{path}: {problem}" for problem in problems]
+
+
+def _filled(
+    config: Any, table: dict[str, Any], prefix: str, settings: list[str], problems: list[str]
+) -> Any:
+    """A `config` from one table of the file; `settings` are the names that the whole file knows."""
+    hints = get_type_hints(config)
+    values = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        where = prefix + name
+        if name not in hints or where == "config":
+            near = difflib.get_close_matches(where, settings, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            problems.append(f"unknown setting {where!r}{hint}")
+        elif dataclasses.is_dataclass(hints[name]):
+            if isinstance(value, dict):
+                values[name] = _filled(hints[name], value, where + ".", settings, problems)
+            else:
+                problems.append(f"{where}: expected a table [{where}], got {value!r}")
+        else:
+            try:
+                values[name] = _converted(value, hints[name])
+            except TypeError as error:
+                problems.append(f"{where}: expected {error}, got {value!r}")
+    return config(**values)
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """A TOML value as the type of a field; TypeError with the type's name where it is another."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin is types.UnionType:  # X | None
+        if value == "None":
+            return None
+        try:
+            return _converted(value, inside[0])
+        except TypeError as error:
+            raise TypeError(f"{error} or None") from None
+    if origin is Literal:
+        if value not in inside:
+            raise TypeError(" or ".join(repr(choice) for choice in inside))
+        return value
+    if origin is tuple:
+        listed = value if isinstance(value, list) else [value]
+        return tuple(_converted(item, inside[0]) for item in listed)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is Path and type(value) is str:
+        return Path(value)
+    if type(value) is not hint:
+        raise TypeError({int: "a whole number", float: "a number"}.get(hint, "text"))
+    return value
 
 
 def _unknown(flag: str, known: list[str]) -> str:
@@ -38,12 +195,14 @@ def _unknown(flag: str, known: list[str]) -> str:
     return f"unknown flag {flag!r}" + (f"; did you mean {near[0]}?" if near else "; see --help")
 
 
-def _flags(config: Any, prefix: str = "--") -> list[str]:
-    """Every flag of a dataclass, those of dataclasses inside it with a dot."""
-    flags = ["--help"] if prefix == "--" else []
+def flags_of(config: Any, prefix: str = "--") -> dict[str, Any]:
+    """Every flag of a dataclass with its type, those of dataclasses inside it with a dot."""
+    flags: dict[str, Any] = {"--help": bool} if prefix == "--" else {}
     hints = get_type_hints(config)
     for field in dataclasses.fields(config):
-        name = prefix + field.name.replace("_", "-")
-        nested = dataclasses.is_dataclass(hints[field.name])
-        flags += _flags(hints[field.name], name + ".") if nested else [name]
+        name, hint = prefix + field.name.replace("_", "-"), hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            flags |= flags_of(hint, name + ".")
+        elif prefix != "--" or field.default is not field.default_factory:
+            flags[name] = hint
     return flags

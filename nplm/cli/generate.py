@@ -11,14 +11,14 @@ from typing import Any
 
 from nplm import backend
 from nplm.cli.arguments import parse
-from nplm.data.tokenizer import CharTokenizer
+from nplm.data.tokenizer import Tokenizer, tokenizer_from_dict
 from nplm.errors import CheckpointError, ConfigError, DataError
 from nplm.generation import generate
 from nplm.models.config import DecoderConfig
 from nplm.models.decoder import Decoder
 from nplm.random import Generator
 from nplm.train.checkpoint import Checkpoint, best_checkpoint, latest_checkpoint, load_checkpoint
-from nplm.train.job import LARGEST, SEEDS, opening
+from nplm.train.config import LARGEST, SEEDS
 from nplm.train.run import RunFolder
 
 
@@ -28,7 +28,7 @@ class GenerateConfig:
 
     run: Path  # the run's folder
     prompt: str | None = None  # text to go on from; None: a new line
-    length: int = 500  # characters
+    length: int = 500  # tokens
     temperature: float = 0.8  # 0: always the likeliest; 1: as trained; more: wilder
     top_k: int | None = None  # draw among the k likeliest only; None: among all
     seed: int = 1337  # of the draws
@@ -42,7 +42,7 @@ class GenerateConfig:
         if not (self.temperature == 0 or 1e-6 <= self.temperature <= 1e6):
             problems.append(
                 f"temperature: expected 0 or a number from 1e-6 to 1e6, got {self.temperature}; "
-                "use 0 for greedy, which always takes the likeliest character"
+                "use 0 for greedy, which always takes the likeliest token"
             )
         if self.top_k is not None and self.top_k < 1:
             problems.append(f"top_k: expected at least 1, got {self.top_k}")
@@ -53,27 +53,27 @@ class GenerateConfig:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the prompt and what the model makes of it, character by character."""
+    """Print the prompt and what the model makes of it, as soon as a character is whole."""
     config = parse(GenerateConfig, arguments, "nplm generate")
-    config.check()
     backend.require_device(config.device)
     model, tokenizer = load(config.run)
     model.to(config.device)
-    prompt = opening(tokenizer) if config.prompt is None else config.prompt
+    prompt = tokenizer.opening if config.prompt is None else config.prompt
     ids = generate(
         model, list(tokenizer.encode(prompt)), config.length,
         temperature=config.temperature, top_k=config.top_k,
         generator=Generator().manual_seed(config.seed),
     )  # fmt: skip
     sys.stdout.write(prompt)
+    decoder = tokenizer.decoder()
     for token in ids:
-        sys.stdout.write(tokenizer.decode([token]))
+        sys.stdout.write(decoder.feed([token]))
         sys.stdout.flush()
-    print()
+    print(decoder.flush())
     return 0
 
 
-def load(path: Path) -> tuple[Decoder, CharTokenizer]:
+def load(path: Path) -> tuple[Decoder, Tokenizer]:
     """The model and tokenizer of a run's best checkpoint, or of its last one."""
     run = RunFolder.open(path)
     newest = best_checkpoint(run) or latest_checkpoint(run)
@@ -83,19 +83,19 @@ def load(path: Path) -> tuple[Decoder, CharTokenizer]:
     if checkpoint.tokenizer is None or checkpoint.state["config"] is None:
         raise CheckpointError(f"{newest}: it holds no tokenizer or no model config")
     try:
-        tokenizer = CharTokenizer.from_dict(checkpoint.tokenizer)
+        tokenizer = tokenizer_from_dict(checkpoint.tokenizer)
     except DataError as error:
         raise CheckpointError(f"{newest / 'tokenizer.json'}: {error}") from None
     return _model(checkpoint, tokenizer.vocab_size), tokenizer
 
 
 # ---- a config is compared with the weights before anything of its size is allocated --------------
-def _model(checkpoint: Checkpoint, characters: int) -> Decoder:
+def _model(checkpoint: Checkpoint, vocab_size: int) -> Decoder:
     """The model that the config describes, if its tokenizer and its weights say the same."""
     try:
         config = _config(checkpoint.state["config"])
-        if config.vocab_size != characters:
-            raise ConfigError(f"vocab_size: {config.vocab_size}, the tokenizer has {characters}")
+        if config.vocab_size != vocab_size:
+            raise ConfigError(f"vocab_size: {config.vocab_size}, the tokenizer has {vocab_size}")
         blocks = {n.split(".")[1] for n in checkpoint.model if n.startswith("blocks.")}
         if config.n_layer != len(blocks):
             raise ConfigError(f"n_layer: {config.n_layer}, the weights have {len(blocks)} blocks")

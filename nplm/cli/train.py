@@ -1,24 +1,41 @@
-"""`nplm train`: flags -> TrainConfig -> nplm.train.job."""
+"""`nplm train`: a TOML file and flags -> TrainConfig -> nplm.train.job."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 from nplm.cli.arguments import parse
+from nplm.errors import DataError
 from nplm.train import job as training
+from nplm.train.config import TrainConfig
 from nplm.train.step import StepRecord
+
+
+@dataclass(frozen=True)
+class TrainCommand(TrainConfig):
+    """Train a decoder on text.  The defaults are nanoGPT's character model for a CPU."""
+
+    config: Path | None = None  # TOML file of these settings ([schedule] and [stop] are tables)
 
 
 def main(arguments: list[str]) -> int:
     """Train, show the progress, and end with the run folder and what to type next."""
-    config = parse(training.TrainConfig, arguments, "nplm train")
+    config = parse(TrainCommand, arguments, "nplm train")
     job = training.prepare(config)
     print(job.plan(), flush=True)
-    folder = training.run(job, *_display(config.steps))
-    print(f"run folder {folder.path}")
-    print(f"next       nplm generate {shlex.quote(str(folder.path))}{_prompt(job)}")
+    result = training.run(job, *_display(job.total))
+    if result.stopped is not None:
+        print(f"stopped    {result.stopped}")
+    if result.best_step is not None:
+        print(f"best       step {result.best_step}, validation loss {result.best_loss:.4f}")
+    print(f"run folder {result.folder.path}")
+    run = shlex.quote(str(result.folder.path))
+    print(f"next       nplm generate {run}{_prompt(job)}")
+    print(f"           nplm generate {run} --temperature 0.5 --seed 2")
     return 0
 
 
@@ -46,11 +63,17 @@ def _display(
 
 def _prompt(job: training.Job) -> str:
     """A flag with a prompt that the model can read: 'The ', or else a word of its text."""
-    if set("The ") <= set(job.tokenizer.characters):
-        return " --prompt 'The '"
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    for word in job.corpus.text[:1000].split():
-        shown = word.encode(encoding, "replace").decode(encoding) == word and word.isprintable()
-        if shown and len(word) <= 20 and not word.startswith("-"):
-            return f" --prompt {shlex.quote(word)}"
+    for words in ("The ", *job.corpus.text[:1000].split()):
+        shown = words.encode(encoding, "replace").decode(encoding) == words and words.isprintable()
+        if shown and len(words) <= 20 and not words.startswith("-") and _known(job, words):
+            return f" --prompt {shlex.quote(words)}"
     return ""  # the default fits every vocabulary
+
+
+def _known(job: training.Job, words: str) -> bool:
+    try:
+        job.tokenizer.encode(words)
+    except DataError:
+        return False
+    return True

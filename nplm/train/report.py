@@ -1,0 +1,52 @@
+"""What a run says of itself: the plan before it, a line now and then, and how it ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nplm.models.config import DecoderConfig
+
+# Channels of the MLP that its activation keeps for the backward pass, per hidden channel.
+_KEPT_BY = {"gelu": 3, "gelu_tanh": 4, "swiglu": 5}
+
+
+def parameter_bytes(n_parameters: int, itemsize: int) -> int:
+    """Bytes of the weights, their gradients and AdamW's two moments."""
+    return 4 * n_parameters * itemsize
+
+
+def activation_bytes(config: DecoderConfig, batch_size: int, itemsize: int) -> int:
+    """About how much one micro-batch (B, context) needs at once, forward and backward.
+
+    Counted from the arrays that the ops keep: a test holds it against what NumPy allocates.
+    """
+    C, hidden = config.n_embd, config.hidden
+    looks = config.n_head * config.context  # attention's weights, a row per token and head
+    block = 13 * C + _KEPT_BY[config.activation] * hidden + looks
+    if config.dropout:
+        block += 4 * C + 2 * looks
+    last = max(2 * hidden, 5 * config.vocab_size) + 4 * C  # the one block or head at work
+    return batch_size * config.context * itemsize * (config.n_layer * block + last)
+
+
+def line(metrics: dict[str, Any], tokens_per_second: float, seconds_left: float) -> str:
+    """One update's figures in fewer than 100 columns."""
+    validation = metrics.get("validation_loss")
+    return (
+        f"step {metrics['step']:5d}  loss {metrics['loss']:.4f}  "
+        + (f"validation {validation:.4f}  " if validation is not None else " " * 19)
+        + f"lr {metrics['lr']:.2e}  norm {metrics['grad_norm']:.2f}  "
+        + f"{tokens_per_second:,.0f} tok/s  left {clock(seconds_left)}"
+    )
+
+
+def clock(seconds: float) -> str:
+    """3725 -> "1:02:05", 65 -> "1:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def amount(n_bytes: int) -> str:
+    """3_100_000 -> "3 MB", 2_500_000_000 -> "2.5 GB"."""
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{max(n_bytes / 1e6, 1):,.0f} MB"

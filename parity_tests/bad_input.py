@@ -1,0 +1,158 @@
+"""Bad input of the command line: a row of the tables in docs/cli.md, how it is made, what is said.
+
+test_cli.py runs every case of BAD; OTHERS are rows that take a test of their own. A test holds the
+tables equal to both, and another one asks that every flag of every verb is among them.
+"""
+
+from pathlib import Path
+
+LARGE = str(10**10)
+
+# row of the table: (arguments, exit code, what the sentence says)
+BAD = {
+    "an unknown verb": (["trian"], 2, "did you mean 'train'?"),
+    "an unknown flag": (["train", "--step", "3"], 2, "did you mean --steps?"),
+    "several unknown flags": (
+        ["train", "--lrr", "3", "--sed", "1"], 2,
+        "unknown flag '--lrr'; did you mean --lr?; unknown flag '--sed'; did you mean --seed?"),
+    "an unknown flag and a bad value": (
+        ["train", "--lrr", "3", "--epochs", "0"], 2,
+        "did you mean --lr?; epochs: expected at least"),
+    "a word too many": (["train", "--seed", "1", "my.txt"], 2, "unexpected argument 'my.txt'"),
+    "`--preset` unknown": (["train", "--preset", "tiny-lama"], 2, "did you mean 'tiny-llama'?"),
+    "a word where a number is expected": (
+        ["train", "--steps", "many", "--lr", "fast", "--sed", "1"], 2,
+        "--steps: expected a whole number or None, got 'many'; --lr: expected a number, got "
+        "'fast'; unknown flag '--sed'; did you mean --seed?"),
+    "`--tokenizer` unknown": (["train", "--tokenizer", "word"], 2, "expected 'character' or 'b"),
+    "`--dtype` unknown": (["train", "--dtype", "float16"], 2, "expected 'float32' or"),
+    "`--schedule.name` unknown": (
+        ["train", "--schedule.name", "cosin"], 2, "expected 'cosine' or 'constant' or 'step'"),
+    "`--schedule.unit` unknown": (
+        ["train", "--schedule.unit", "batch"], 2, "expected 'step' or 'epoch', got 'batch'"),
+    "several settings out of range": (
+        ["train", "--lr", "nan", "--threads", "0", "--seed", str(2**64)], 2,
+        "got nan; threads: expected at least 1, at most 1024, got 0; seed: "),
+    "`--steps` below 1": (["train", "--steps", "0"], 2, "steps: expected at least 1, fewer"),
+    "`--steps` of 10^8 or more": (["train", "--steps", str(10**8)], 2, "fewer than 10^8"),
+    "`--epochs` below 1": (["train", "--epochs", "0"], 2, "epochs: expected at least"),
+    "`--batch-size` below 1 or huge": (["train", "--batch-size", LARGE], 2, "at most 1,000,"),
+    "`--accumulate` below 1": (["train", "--accumulate", "0"], 2, "accumulate: expected at least"),
+    "`--context` below 1": (["train", "--context", "-1"], 2, "context: expected at least"),
+    "`--dropout` outside [0, 1)": (["train", "--dropout", "1"], 2, "dropout: expected a prob"),
+    "`--lr` not positive": (["train", "--lr", "-1"], 2, "lr: expected a positive number"),
+    "`--beta1` outside [0, 1)": (["train", "--beta1", "1"], 2, "beta1: expected a number in"),
+    "`--beta2` outside [0, 1)": (["train", "--beta2", "-1"], 2, "beta2: expected a number in"),
+    "`--weight-decay` negative": (["train", "--weight-decay", "-1"], 2, "weight_decay: expected a"),
+    "`--clip-norm` infinite": (["train", "--clip-norm", "inf"], 2, "clip_norm: expected a"),
+    "`--schedule.min-lr` not a number": (
+        ["train", "--schedule.min-lr", "nan"], 2, "min_lr: expected a finite"),
+    "`--schedule.min-lr` above `--lr`": (
+        ["train", "--schedule.min-lr", "1"], 2, "expected 0 <= min_lr <= lr=0.001, got 1.0"),
+    "`--schedule.warmup-steps` negative": (
+        ["train", "--schedule.warmup-steps", "-1"], 2, "warmup_steps: expected at least 0"),
+    "a warm-up as long as the run": (
+        ["train", "--steps", "50", "--schedule.warmup-steps", "50"], 2,
+        "expected fewer than steps=50, got 50"),
+    "a warm-up as long as the epochs": (
+        ["train", "--data", "ok.txt", "--epochs", "2", "--schedule.warmup-steps", "9"], 2,
+        "expected fewer than the 6 steps of this run, got 9"),
+    "a warm-up with `--schedule.name step`": (
+        ["train", "--schedule.name", "step", "--schedule.warmup-steps", "5"], 2,
+        "schedule.name=step has no warm-up, got 5"),
+    "`--schedule.unit epoch` without `--epochs`": (
+        ["train", "--schedule.unit", "epoch"], 2, "'epoch' needs epochs"),
+    "`--schedule.step-size` below 1": (
+        ["train", "--schedule.step-size", "0"], 2, "step_size: expected at least"),
+    "`--schedule.gamma` negative": (
+        ["train", "--schedule.gamma", "-0.1"], 2, "gamma: expected a finite number >= 0"),
+    "`--stop.patience` below 1": (["train", "--stop.patience", "0"], 2, "stop.patience: expected"),
+    "`--stop.delta` not a number": (["train", "--stop.delta", "nan"], 2, "stop.delta: expected a"),
+    "`--eval-every` below 1": (["train", "--eval-every", "0"], 2, "eval_every: expected at least"),
+    "`--log-every` below 1": (["train", "--log-every", "0"], 2, "log_every: expected at least"),
+    "`--sample-length` below 1": (
+        ["train", "--sample-length", "0"], 2, "sample_length: expected at least"),
+    "`--seed` outside 64 bits": (["train", "--seed", str(-(2**64))], 2, "seed: expected -2^63 to"),
+    "`--threads` outside 1 to 1024": (["train", "--threads", "5000"], 2, "at most 1024, got 5000"),
+    "`--name` empty": (["train", "--name", ""], 2, "name: expected 1 to 100 letters"),
+    "`--name` no folder's name": (["train", "--name", "../up"], 2, "got '../up'"),
+    "`--device` unknown": (["train", "--device", "gpu"], 1, "expected 'cpu', 'torch:cpu'"),
+    "`--config` without a file": (["train", "--config"], 2, "--config: expected a value, got"),
+    "`--config` a missing file": (["train", "--config", "no.toml"], 2, "no.toml: no such file"),
+    "`--config` a folder": (["train", "--config", "."], 2, "is a folder, expected a file"),
+    "`--config` not TOML": (["train", "--config", "ok.txt"], 2, "ok.txt: expected a TOML file"),
+    "`--config` not UTF-8": (["train", "--config", "latin.txt"], 2, "expected a TOML file"),
+    "unknown settings in the file": (
+        ["train", "--config", "unknown.toml"], 2,
+        "unknown setting 'lrr'; did you mean 'lr'?; unknown.toml: unknown setting "
+        "'schedule.warmup_step'; did you mean 'schedule.warmup_steps'?"),
+    "settings of the wrong type in the file": (
+        ["train", "--config", "types.toml"], 2,
+        "steps: expected a whole number or None, got 'many'; types.toml: dtype: expected "
+        "'float32' or 'float64', got 'float16'; types.toml: stop: expected a table [stop], got 3"),
+    "mistakes in the file and in the flags": (
+        ["train", "--config", "unknown.toml", "--sed", "1", "--lr", "0"], 2,
+        "did you mean --seed?; lr: expected a positive number"),
+    "`--data` a missing file": (["train", "--data", "nowhere.txt"], 3, "nowhere.txt"),
+    "`--data` a folder without .txt files": (["train", "--data", "folder"], 3, "folder"),
+    "`--data` an empty file": (["train", "--data", "empty.txt"], 3, "empty"),
+    "`--data` nothing but white space": (["train", "--data", "white.txt"], 3, "white space"),
+    "a text shorter than one window": (
+        ["train", "--data", "short.txt"], 3, "needs at least 65 tokens"),
+    "`--data` not UTF-8": (["train", "--data", "latin.txt"], 3, "UTF-8"),
+    "`--data` UTF-16 text": (["train", "--data", "wide.txt"], 3, "this is UTF-16 text"),
+    "`--data` a zip archive": (["train", "--data", "zip.txt"], 3, "this is a zip archive"),
+    "`--data` a gzip file": (["train", "--data", "gzip.txt"], 3, "this is a gzip file"),
+    "`--out` that cannot be written": (
+        ["train", "--data", "ok.txt", "--out", "ok.txt/runs"], 5, "ok.txt"),
+    "`generate` without a run": (["generate"], 2, "expected nplm generate RUN"),
+    "`generate` on a folder that is no run": (["generate", "."], 3, "run.json"),
+    "`--temperature` not a number": (
+        ["generate", ".", "--temperature", "nan"], 2, "1e-6 to 1e6, got nan"),
+    "`--temperature` tiny": (["generate", ".", "--temperature", "1e-320"], 2, "use 0 for greedy"),
+    "`--length` below 1": (["generate", ".", "--length", "-5"], 2, "length: expected at least"),
+    "`--top-k` below 1": (["generate", ".", "--top-k", "0"], 2, "top_k: expected at least 1"),
+}  # fmt: skip
+
+# row of the table: (exit code, the test that makes it)
+OTHERS = {
+    "a device that this machine lacks": (
+        1, "test_cli.py::test_devices_that_are_not_there_are_refused_before_any_work"),
+    "a device that needs torch, without torch": (
+        1, "test_cli.py::test_a_missing_torch_is_said_in_one_sentence"),
+    "safetensors, or threadpoolctl with `--threads`, not installed": (
+        1, "test_cli.py::test_a_missing_package_is_said_before_any_work"),
+    "tyro not installed": (2, "test_cli.py::test_a_missing_package_is_said_before_any_work"),
+    "a damaged checkpoint": (3, "test_cli.py::test_a_damaged_checkpoint_is_refused_by_name"),
+    "a checkpoint whose config does not fit its weights": (
+        3, "test_cli.py::test_a_config_that_does_not_fit_the_weights_builds_no_model"),
+    "a checkpoint whose tokenizer cannot be read": (
+        3, "test_cli.py::test_a_tokenizer_that_is_none_is_refused_by_name"),
+    "`--prompt` with a character the model has never seen": (
+        3, "test_cli.py::test_generate_refuses_what_the_model_cannot_do"),
+    "`--prompt` empty": (3, "test_cli.py::test_generate_refuses_what_the_model_cannot_do"),
+    "a loss or gradient that is not finite": (
+        4, "test_cli.py::test_a_loss_that_is_not_finite_ends_with_4"),
+    "standard output that is closed or full": (
+        5, "test_cli_faults.py::test_an_output_that_cannot_be_written_ends_with_5"),
+    "Ctrl-C": (130, "test_cli_faults.py::test_ctrl_c_ends_with_130_and_whole_checkpoints"),
+}  # fmt: skip
+
+
+def make_files(folder: Path, text: str) -> None:
+    """The files that BAD names."""
+    (folder / "folder").mkdir()
+    (folder / "folder" / "notes.md").write_text(text)
+    for name, content in {
+        "ok.txt": text.encode(),
+        "empty.txt": b"",
+        "white.txt": b" \n\t",
+        "short.txt": b"a few words",
+        "latin.txt": "naïve".encode("latin-1") * 100,
+        "wide.txt": text.encode("utf-16"),
+        "zip.txt": b"PK\x03\x04" + bytes(100),
+        "gzip.txt": b"\x1f\x8b" + bytes(100),
+        "unknown.toml": b"lrr = 1\n[schedule]\nwarmup_step = 3\n",
+        "types.toml": b'steps = "many"\ndtype = "float16"\nstop = 3\n',
+    }.items():
+        (folder / name).write_bytes(content)
