@@ -146,4 +146,69 @@ PARITY = [
              'test_run.py::test_sixty_updates_stay_with_the_torch_twin[cpu-llama]'),
 ]  # fmt: skip
 
-MUTATIONS = [*HOUSE, *PARITY]
+STRATEGIES = [
+    _parity("a tie counts as an improvement", "nplm/train/early_stopping.py",
+            "loss < self.best_val_loss - self.delta",
+            "loss <= self.best_val_loss - self.delta",
+            "test_early_stopping.py::test_every_call_leaves_what_the_class_of_the_books_leaves"),
+    _parity("the best weights are kept by reference", "nplm/train/early_stopping.py",
+            "name: np.array(value) for name, value in weights.items()}\n        self.kept",
+            "name: value for name, value in weights.items()}\n        self.kept",
+            "test_early_stopping.py::test_the_best_weights_come_back_to_the_last_bit"),
+    _parity("patience is one call longer", "nplm/train/early_stopping.py",
+            "if self.counter >= self.patience and",
+            "if self.counter > self.patience and",
+            "test_listings.py::test_early_stopping_at_the_same_epoch_with_the_same_weights"),
+    _parity("StepLR drops one epoch early", "nplm/optim/lr_scheduler.py",
+            "self.last_epoch % self.step_size != 0",
+            "(self.last_epoch + 1) % self.step_size != 0",
+            "test_listings.py::test_step_lr_once_an_epoch"),
+    _parity("every micro-batch is divided by its own targets", "nplm/train/accumulation.py",
+            "share = 1 / total if", "share = 1 / count if",
+            "test_strategies_run.py::test_the_float64_run_is_that_of_the_twin"),
+    _parity("dropout's mask is one place off", "nplm/random.py",
+            "return self.bernoulli(size, 1.0 - p)",
+            "return np.roll(self.bernoulli(size, 1.0 - p), 1)",
+            "test_strategies_run.py::test_the_float64_run_is_that_of_the_twin"),
+]  # fmt: skip
+
+DATA = [
+    _parity("no seed is drawn for torch's workers", "nplm/data/dataloader.py",
+            "stream_of(self.generator).random_int63()  # torch's seed for its workers",
+            "pass",
+            "test_dataloader.py::test_the_loader_reads_in_torchs_order_and_leaves_the_streams_where_"
+            "torch_does"),
+    _parity("one index too few is replayed", "nplm/data/cursor.py",
+            'range(state["batches"])', 'range(state["batches"] - 1)',
+            "test_resumption.py::test_a_loader_resumed_at_any_batch_of_three_epochs_reads_on_as_if_"
+            "never_stopped"),
+    _parity("bytes that are no character are dropped", "nplm/data/tokenizer.py",
+            'codec = ("utf-8", "replace")', 'codec = ("utf-8", "ignore")',
+            "test_tokenizer.py::test_any_bytes_decode_and_in_pieces_as_whole"),
+    _parity("hidden folders are read", "nplm/files.py",
+            'folders[:] = [name for name in folders if name[0] != "."]', "pass",
+            "test_data.py::test_a_folder_is_read_as_its_text_files_in_the_order_of_their_paths"),
+]  # fmt: skip
+
+COMMAND_LINE = [
+    _parity("an unknown setting of a file is ignored", "nplm/cli/arguments.py",
+            "problems.append(f\"unknown setting {where!r}{hint}\")", "pass",
+            "test_settings.py::test_every_unknown_name_of_a_file_is_said_at_once"),
+    _parity("the plan forgets attention's weights", "nplm/train/report.py",
+            "looks = config.n_head * config.context", "looks = 0 * config.context",
+            "test_job.py::test_the_plans_memory_is_what_a_step_allocates"),
+    _parity("an epoch's schedule moves with every update", "nplm/train/job.py",
+            "scheduler_unit=c.schedule.unit", 'scheduler_unit="step"',
+            "test_job.py::test_a_step_schedule_drops_after_epochs"),
+    _parity("a run ignores its stopper", "nplm/train/job.py",
+            "last = last or stopper.early_stop", "pass",
+            "test_job.py::test_early_stopping_ends_the_run_says_why_and_keeps_the_best"),
+    _parity("a page includes what is gone", "docs/accumulation.md",
+            ":pyobject: accumulate\n", ":pyobject: accumulated\n",
+            "test_docs.py::test_every_included_piece_exists_and_is_linked_before[accumulation]"),
+    _parity("a page shows another number", "docs/early_stopping.md",
+            "at update 340", "at update 360",
+            "test_docs.py::test_every_number_of_a_run_is_the_measured_one[early_stopping]"),
+]  # fmt: skip
+
+MUTATIONS = [*HOUSE, *PARITY, *STRATEGIES, *DATA, *COMMAND_LINE]
