@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from nplm.parity.twin import TorchDecoder
-from nplm.train.job import Job, ScheduleConfig, TrainConfig, prepare
+from nplm.train.config import ScheduleConfig, TrainConfig
+from nplm.train.job import Job, prepare
 from nplm.train.loop import evaluate, fit
 
 IGNORED = -100

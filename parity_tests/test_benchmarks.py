@@ -30,7 +30,8 @@ def test_tiny_shakespeare_is_at_hand_for_the_published_setting():
     path = ROOT.parent / "shared" / "data" / "tiny_shakespeare.txt"
     if not path.exists():
         pytest.skip("tiny_shakespeare.txt is not shipped: it is looked for in ../shared/data")
-    from nplm.train.job import TrainConfig, prepare
+    from nplm.train.config import TrainConfig
+    from nplm.train.job import prepare
 
     job = prepare(TrainConfig(data=(path,)))
     assert job.tokenizer.vocab_size == 65
