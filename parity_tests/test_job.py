@@ -161,6 +161,8 @@ def test_the_plan_names_the_parts_of_the_memory(config):
     assert "memory     about 1" in plan
     assert "MB for weights, gradients and moments" in plan
     assert "stopping" not in plan
+    assert f"2,000 updates of 32 tokens ({2000 * 32 / 561:.1f} times the text)" in plan
+    assert "54 updates of 32 tokens (18 an epoch)" in prepare(replace(config, epochs=3)).plan()
     assert "stopping   after 3 validations" in prepare(replace(config, stop=StopConfig(3))).plan()
 
 

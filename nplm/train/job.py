@@ -64,13 +64,15 @@ class Job:
         fixed = report.parameter_bytes(n, itemsize)
         activations = report.activation_bytes(self.model.config, c.batch_size, itemsize)
         tokens = c.batch_size * c.accumulate * context
-        passes = self.total * tokens / self.n_train
+        passes = f"{self.total * tokens / self.n_train:,.1f} times the text"
+        if isinstance(self.batches, DataLoader):
+            passes = f"{math.ceil(len(self.batches) / c.accumulate):,} an epoch"
         lines = [
             f"corpus     {self.corpus.name}: {len(self.corpus.text):,} characters, "
             f"{self.n_train:,} tokens to train on, {self.tokenizer.vocab_size} different ones",
             f"model      {c.preset}: {n:,} parameters, context {context}",
             f"training   {self.total:,} updates of {tokens:,} tokens "
-            f"({passes:,.1f} times the text), on {c.device} in {c.dtype}",
+            f"({passes}), on {c.device} in {c.dtype}",
             f"memory     about {report.amount(fixed + activations)}: {report.amount(fixed)} for "
             f"weights, gradients and moments, {report.amount(activations)} for activations",
         ]
