@@ -45,7 +45,7 @@ def train_torch(job: Job, twin: TorchDecoder) -> float:
     optimizer = torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=c.lr, betas=(c.beta1, c.beta2)
     )
-    floor, warmup = c.min_lr / c.lr, c.schedule.warmup_steps
+    floor, warmup = 0.1, c.schedule.warmup_steps
 
     def factor(step: int) -> float:
         if step < warmup:

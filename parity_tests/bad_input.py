@@ -36,7 +36,8 @@ BAD = {
     "`--steps` below 1": (["train", "--steps", "0"], 2, "steps: expected at least 1, fewer"),
     "`--steps` of 10^8 or more": (["train", "--steps", str(10**8)], 2, "fewer than 10^8"),
     "`--epochs` below 1": (["train", "--epochs", "0"], 2, "epochs: expected at least"),
-    "`--batch-size` below 1 or huge": (["train", "--batch-size", LARGE], 2, "at most 1,000,"),
+    "`--batch-size` below 1": (["train", "--batch-size", "0"], 2, "batch_size: expected at least"),
+    "`--batch-size` huge": (["train", "--batch-size", LARGE], 2, "at most 1,000,"),
     "`--accumulate` below 1": (["train", "--accumulate", "0"], 2, "accumulate: expected at least"),
     "`--context` below 1": (["train", "--context", "-1"], 2, "context: expected at least"),
     "`--dropout` outside [0, 1)": (["train", "--dropout", "1"], 2, "dropout: expected a prob"),
@@ -44,6 +45,7 @@ BAD = {
     "`--beta1` outside [0, 1)": (["train", "--beta1", "1"], 2, "beta1: expected a number in"),
     "`--beta2` outside [0, 1)": (["train", "--beta2", "-1"], 2, "beta2: expected a number in"),
     "`--weight-decay` negative": (["train", "--weight-decay", "-1"], 2, "weight_decay: expected a"),
+    "`--clip-norm` not positive": (["train", "--clip-norm", "0"], 2, "clip_norm: expected a"),
     "`--clip-norm` infinite": (["train", "--clip-norm", "inf"], 2, "clip_norm: expected a"),
     "`--schedule.min-lr` not a number": (
         ["train", "--schedule.min-lr", "nan"], 2, "min_lr: expected a finite"),
@@ -54,9 +56,20 @@ BAD = {
     "a warm-up as long as the run": (
         ["train", "--steps", "50", "--schedule.warmup-steps", "50"], 2,
         "expected fewer than steps=50, got 50"),
+    "a constant rate that is never reached": (
+        ["train", "--steps", "9", "--schedule.name", "constant", "--schedule.warmup-steps", "9"], 2,
+        "expected fewer than steps=9, got 9"),
     "a warm-up as long as the epochs": (
         ["train", "--data", "ok.txt", "--epochs", "2", "--schedule.warmup-steps", "9"], 2,
         "expected fewer than the 6 steps of this run, got 9"),
+    "`--schedule.min-lr` without a cosine": (
+        ["train", "--schedule.name", "constant", "--schedule.min-lr", "0"], 2,
+        "only schedule.name=cosine has one, got constant"),
+    "`--schedule.step-size` or `--schedule.gamma` without `--schedule.name step`": (
+        ["train", "--schedule.step-size", "4", "--schedule.gamma", "0.5"], 2,
+        "schedule.gamma: only schedule.name=step has one, got cosine"),
+    "`--stop.delta` without `--stop.patience`": (
+        ["train", "--stop.delta", "0.1"], 2, "stop.delta: needs stop.patience"),
     "a warm-up with `--schedule.name step`": (
         ["train", "--schedule.name", "step", "--schedule.warmup-steps", "5"], 2,
         "schedule.name=step has no warm-up, got 5"),
@@ -93,6 +106,7 @@ BAD = {
     "mistakes in the file and in the flags": (
         ["train", "--config", "unknown.toml", "--sed", "1", "--lr", "0"], 2,
         "did you mean --seed?; lr: expected a positive number"),
+    "`--data` without a file": (["train", "--seed", "1", "--data"], 2, "--data: expected a value"),
     "`--data` a missing file": (["train", "--data", "nowhere.txt"], 3, "nowhere.txt"),
     "`--data` a folder without .txt files": (["train", "--data", "folder"], 3, "folder"),
     "`--data` an empty file": (["train", "--data", "empty.txt"], 3, "empty"),
@@ -105,7 +119,7 @@ BAD = {
     "`--data` a gzip file": (["train", "--data", "gzip.txt"], 3, "this is a gzip file"),
     "`--out` that cannot be written": (
         ["train", "--data", "ok.txt", "--out", "ok.txt/runs"], 5, "ok.txt"),
-    "`generate` without a run": (["generate"], 2, "expected nplm generate RUN"),
+    "`generate` without a run": (["generate"], 2, "RUN is missing: expected nplm"),
     "`generate` on a folder that is no run": (["generate", "."], 3, "run.json"),
     "`--temperature` not a number": (
         ["generate", ".", "--temperature", "nan"], 2, "1e-6 to 1e6, got nan"),

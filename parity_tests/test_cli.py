@@ -110,7 +110,7 @@ def test_every_training_flag_is_obeyed(capsys, tmp_path, text):
         capsys, "train", "--data", text, "--out", tmp_path / "runs", *SMALL, "--preset",
         "tiny-llama", "--accumulate", 3, "--clip-norm", "None", "--schedule.name", "constant",
         "--dtype", "float64", "--threads", 1, "--name", "mine", "--seed", 5, "--lr", 2e-3,
-        "--weight-decay", 0, "--beta1", 0.8, "--beta2", 0.95, "--schedule.min-lr", 0,
+        "--weight-decay", 0, "--beta1", 0.8, "--beta2", 0.95,
     )  # fmt: skip
     assert code == 0, err
     assert "4 updates of 96 tokens (0.2 times the text), on cpu in float64" in out
@@ -299,7 +299,7 @@ def test_devices_that_are_not_there_are_refused_before_any_work(capsys, text, mo
 
 def test_a_loss_that_is_not_finite_ends_with_4(capsys, tmp_path, text):
     code, _, err = run(capsys, "train", "--data", text, "--out", tmp_path / "runs", *SMALL, "--lr",
-                       1e30, "--clip-norm", "None", "--schedule.min-lr", 0)  # fmt: skip
+                       1e30, "--clip-norm", "None")  # fmt: skip
     assert code == 4, err
     assert "nothing was updated" in err
 

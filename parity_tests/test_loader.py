@@ -147,7 +147,7 @@ def test_accumulation_windows_hold_every_batch_in_order_and_only_the_last_is_sho
 def test_accumulation_reads_no_batch_ahead():
     read = []
     windows = windows_of((read.append(i) or i for i in range(10)), 3)
-    assert next(windows) == [0, 1, 2]
+    assert next(windows) == (0, 1, 2)
     assert read == [0, 1, 2]
 
 

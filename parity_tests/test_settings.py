@@ -53,7 +53,7 @@ def test_a_run_takes_its_settings_from_the_file_and_flags_win(settings, capsys):
     assert {name: config[name] for name in expected} == expected
     assert config["schedule"]["name"] == "step"
     assert config["schedule"]["gamma"] == 0.5
-    assert config["stop"] == {"patience": 3, "delta": 0.0}
+    assert config["stop"] == {"patience": 3, "delta": None}
     lrs = [json.loads(line)["lr"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lrs == [0.002, 0.001]
 

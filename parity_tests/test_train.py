@@ -62,10 +62,14 @@ def test_accumulated_gradients_equal_the_large_batch(where, rows, seed, with_emp
     result = accumulate(window, model)
     accumulated = gradients(model)
     model.zero_grad()
-    one = accumulate([large], model)
-    assert result.n_targets == one.n_targets == large.n_targets()
+    logits = model(nplm.tensor(large.inputs, device=where)).view(-1, V)
+    loss = nplm.nn.functional.cross_entropy(
+        logits, nplm.tensor(large.targets, device=where).view(-1)
+    )
+    loss.backward()
+    assert result.n_targets == large.n_targets()
     assert result.n_micro == len(window)
-    assert_close(result.loss, one.loss, THEOREM_64, "loss")
+    assert_close(result.loss, loss.detach(), THEOREM_64, "loss")
     for name, gradient in gradients(model).items():
         scale = np.abs(gradient).max()  # relative to the tensor: single elements cancel to nothing
         assert_close(accumulated[name] / scale, gradient / scale, THEOREM_64, name)
@@ -110,9 +114,13 @@ def test_accumulate_into_a_dict_leaves_grad_alone():
         assert_close(into[p], p.grad, EXACT)
 
 
-def test_a_window_without_targets_makes_no_update():
+def test_a_window_without_targets_makes_no_update(monkeypatch):
     model = small_decoder()
-    optimizer = AdamW(model.parameters(), lr=0.1)
+    optimizer = AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    scheduler = StepLR(optimizer, step_size=1)
+    for p in model.parameters():
+        p.grad = nplm.zeros_like(p)  # what an optimizer would decay the weights on
+    monkeypatch.setattr(optimizer, "zero_grad", lambda: None)
     before = [p.numpy().copy() for p in model.state_dict().values()]
     window = [ragged_batch(np.random.default_rng(0), 2, none=True)]
     record = train_step(model, optimizer, window)
@@ -121,6 +129,11 @@ def test_a_window_without_targets_makes_no_update():
     assert np.isnan(float(record.loss))
     for old, new in zip(before, model.state_dict().values()):
         assert_close(new, old, EXACT)
+    full = ragged_batch(np.random.default_rng(1), 2)
+    loader = [*window, full, *window]
+    records = list(fit(model, optimizer, loader, scheduler=scheduler, epochs=1))
+    assert [r.updated for r in records] == [False, True, False]
+    assert [r.lr for r in records] == [0.1, 0.1, 0.1 * 0.1]
 
 
 @pytest.mark.parametrize("name", ["token ", "mean"])
@@ -202,6 +215,38 @@ def test_fit_draws_no_batch_beyond_the_last_update():
     for _ in range(12):
         other.randint(0, len(tokens) - T, (2,))
     assert counted.get_state() == other.get_state()
+
+
+def test_fit_and_evaluate_take_pairs_of_inputs_and_targets():
+    batches = list(sequential())
+    pairs = [(nplm.tensor(b.inputs), nplm.tensor(b.targets)) for b in batches]
+    ends = []
+    for loader in (batches, pairs, [list(pair) for pair in pairs]):
+        model = small_decoder()
+        records = list(fit(model, SGD(model.parameters(), lr=0.1), loader, accumulate=2, epochs=1))
+        ends.append((evaluate(model, loader).loss, [r.n_targets for r in records]))
+    assert ends[0] == ends[1] == ends[2]
+
+
+@pytest.mark.parametrize("batch", [3, "ab", (1,), (1, 2, 3), {"inputs": 1}, None])
+def test_what_is_no_batch_is_refused_with_what_makes_one(batch):
+    model = small_decoder()
+    for use in (
+        lambda: list(fit(model, SGD(model.parameters()), [batch], epochs=1)),
+        lambda: evaluate(model, [batch]),
+        lambda: accumulate([batch], model),
+    ):
+        with pytest.raises(DataError, match="collate_windows"):
+            use()
+
+
+def test_an_endless_loader_has_no_epochs():
+    loader = RandomWindows(np.arange(50) % V, T, 2, nplm.Generator())
+    model = small_decoder()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    for options in ({"epochs": 1}, {"steps": 3, "scheduler_unit": "epoch"}):
+        with pytest.raises(ConfigError, match="RandomWindows has no end, so it has no epochs"):
+            next(fit(model, optimizer, loader, **options))
 
 
 def test_fit_needs_an_end_and_targets():

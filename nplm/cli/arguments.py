@@ -57,6 +57,7 @@ def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
             raise
         problems += _unreadable(config, arguments) or [_usage(config, prog)]
         raise ConfigError("; ".join(problems)) from None
+    problems += _without_value(config, arguments)
     flags = [word for word in extra if word[:1] == "-"]
     if flags:
         known = list(flags_of(config))
@@ -78,6 +79,7 @@ def _unreadable(config: Any, arguments: list[str]) -> list[str]:
     problems = []
     for i, word in enumerate(arguments):
         flag, equals, text = word.partition("=")
+        flag = flag.replace("_", "-")  # tyro takes both
         if flag in hints:
             following = text if equals else arguments[i + 1] if i + 1 < len(arguments) else None
             problem = _problem(following, hints[flag])
@@ -85,6 +87,17 @@ def _unreadable(config: Any, arguments: list[str]) -> list[str]:
         elif flag.startswith("--"):
             problems.append(_unknown(flag, list(hints)))
     return problems
+
+
+def _without_value(config: Any, arguments: list[str]) -> list[str]:
+    """The flags of lists that end at once: tyro would take `--data $NONE` for no `--data`."""
+    lists = [flag for flag, hint in flags_of(config).items() if get_origin(hint) is tuple]
+    pairs = zip(arguments, [*arguments[1:], "--"])
+    return [
+        f"{word}: expected a value, got none"
+        for word, following in pairs
+        if word in lists and following.startswith("--")
+    ]
 
 
 def _problem(text: str | None, hint: Any) -> str | None:
@@ -107,7 +120,7 @@ def _usage(config: Any, prog: str) -> str:
         for field in dataclasses.fields(config)
         if field.default is field.default_factory is dataclasses.MISSING
     ]
-    return f"expected {' '.join([prog, *required])}, got too little; see {prog} --help"
+    return f"{' '.join(required)} is missing: expected {' '.join([prog, *required])}"
 
 
 def _config_path(arguments: list[str]) -> Path | None:

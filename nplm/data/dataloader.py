@@ -3,6 +3,7 @@
 Read sampler.py and cursor.py before: the samplers draw, this file only says when.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice, repeat
@@ -37,8 +38,8 @@ class DataLoader(Generic[_T_co]):
     `shuffle` draws from `generator`, or from the default stream without one, exactly when and what
     torch draws. `batch_size=None` hands out single samples. `collate_fn` makes a batch from a list
     of samples (`default_collate`: Tensors). Samples are read in the process itself: what steers
-    torch's worker processes is accepted at its default and refused otherwise (ConfigError).
-    Contradictory arguments raise ValueError, as in torch.
+    torch's worker processes has no effect, and a warning says so. Contradictory arguments raise
+    ValueError, as in torch.
     """
 
     _ready = False
@@ -64,18 +65,14 @@ class DataLoader(Generic[_T_co]):
         pin_memory_device: str = "",
         in_order: bool = True,
     ) -> None:
-        _refuse_workers(
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            timeout=timeout,
-            worker_init_fn=worker_init_fn,
-            multiprocessing_context=multiprocessing_context,
-            prefetch_factor=prefetch_factor,
-            persistent_workers=persistent_workers,
-            pin_memory_device=pin_memory_device,
-            in_order=in_order,
-        )
-        self.__dict__.update(_NO_WORKERS)
+        steering = {
+            "num_workers": num_workers, "pin_memory": pin_memory, "timeout": timeout,
+            "worker_init_fn": worker_init_fn, "multiprocessing_context": multiprocessing_context,
+            "prefetch_factor": prefetch_factor, "persistent_workers": persistent_workers,
+            "pin_memory_device": pin_memory_device, "in_order": in_order,
+        }  # fmt: skip
+        _check_workers(steering)
+        self.__dict__.update(steering)
         if isinstance(dataset, IterableDataset):
             _check_iterable(shuffle, sampler, batch_sampler)
         _check_contradictions(batch_size, shuffle, sampler, batch_sampler, drop_last)
@@ -218,13 +215,22 @@ class DataLoader(Generic[_T_co]):
             )
 
 
-def _refuse_workers(**given: Any) -> None:
-    for name, value in given.items():
-        if value != _NO_WORKERS[name]:
-            raise ConfigError(
-                f"DataLoader: expected {name}={_NO_WORKERS[name]!r}, got {value!r}; nplm reads "
-                "samples in the process itself, so leave it out"
-            )
+def _check_workers(steering: Mapping[str, Any]) -> None:
+    """Refuse what torch refuses, and warn of what has no effect here."""
+    if steering["num_workers"] < 0 or steering["timeout"] < 0:
+        raise ValueError("num_workers and timeout options should be non-negative")
+    if steering["num_workers"] == 0:
+        for name in ("prefetch_factor", "persistent_workers", "multiprocessing_context"):
+            if steering[name]:
+                raise ValueError(f"{name} option needs num_workers > 0")
+    idle = [f"{name}={value!r}" for name, value in steering.items() if value != _NO_WORKERS[name]]
+    if idle:
+        warnings.warn(
+            f"DataLoader: {', '.join(idle)} has no effect: nplm reads samples in the process "
+            "itself, in order",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check_iterable(shuffle: Any, sampler: Any, batch_sampler: Any) -> None:

@@ -4,6 +4,7 @@ A row of `context` tokens is cut out of the text; B rows are a batch; the batche
 an accumulation window. Values are checked here, on the host: ops never look at them.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,6 +64,8 @@ class RandomWindows:
     `generator` and nothing else does. Raises DataError for tokens outside [0, vocab_size) or too
     few of them, ConfigError for a context or a batch_size below 1.
     """
+
+    endless = True
 
     def __init__(
         self,
@@ -162,15 +165,27 @@ class SequentialWindows:
             yield collate_windows([self.windows[i] for i in rows])
 
 
-class Window(list[_T]):
-    """The micro-batches of one update, all read before its first backward.
+def as_batch(item: Any) -> Batch:
+    """A Batch as it is, and a pair (inputs, targets) of arrays or Tensors (B, T) as one.
 
-    Targets are counted once, when they are first asked for; so do not change the list after.
+    Raises DataError for anything else.
     """
+    if isinstance(item, Batch):
+        return item
+    if isinstance(item, Sequence) and len(item) == 2 and not isinstance(item, str):
+        return Batch(*(np.asarray(part) for part in item))
+    raise DataError(
+        f"expected a Batch or a pair (inputs, targets) of token ids (B, T), got "
+        f"{type(item).__name__}; a DataLoader makes them with collate_fn=collate_windows"
+    )
+
+
+class Window(tuple[_T, ...]):
+    """The micro-batches of one update, all read before its first backward."""
 
     @cached_property
     def counts(self: "Window[Batch]") -> list[int]:
-        """The targets of each micro-batch that a loss counts."""
+        """The targets of each micro-batch that a loss counts, counted once on the host."""
         return [batch.n_targets() for batch in self]
 
     @property
@@ -191,13 +206,8 @@ def windows_of(batches: Iterable[_T], accumulate: int) -> Iterator[Window[_T]]:
 
 
 def _windows_of(batches: Iterable[_T], accumulate: int) -> Iterator[Window[_T]]:
-    window: Window[_T] = Window()
-    for batch in batches:
-        window.append(batch)
-        if len(window) == accumulate:
-            yield window
-            window = Window()
-    if window:
+    batches = iter(batches)
+    while window := Window(itertools.islice(batches, accumulate)):
         yield window
 
 
@@ -208,9 +218,15 @@ def marked_windows(
 
     A loader says how many there are by `batches_left` (a DataLoader, which may have been resumed)
     or `len`; if it does not, the last window is known only by reading one ahead, if `ahead`.
+    Raises ConfigError for an epoch's end of a loader without one.
     """
-    windows = windows_of(loader, accumulate)
-    n = _batches_left(loader)
+    if ahead and getattr(loader, "endless", False):
+        raise ConfigError(
+            f"{type(loader).__name__} has no end, so it has no epochs: say `steps`, with a "
+            "schedule that counts steps, or read TokenWindows through a DataLoader"
+        )
+    n = _batches_left(loader)  # asked before `iter`, which begins the pass
+    windows = windows_of(map(as_batch, loader), accumulate)
     if n is not None:
         last = -(-n // accumulate) - 1
         for i, window in enumerate(windows):

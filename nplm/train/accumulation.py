@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nplm.autograd.factory import tensor
 from nplm.autograd.tensor import BackwardInto, Tensor
-from nplm.data.loader import Batch, Window
+from nplm.data.loader import Batch, Window, as_batch
 from nplm.nn import functional as F
 from nplm.nn.module import Module
 from nplm.nn.utils import device_of
@@ -24,7 +24,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]  # logits (B, T, V), targets (
 class WindowResult:
     """What a window gave; its gradients are in `.grad` (or in `into`)."""
 
-    loss: Tensor  # (), mean over the window's target tokens; NaN without any
+    loss: Tensor  # (), mean over the window's targets (or of means: normalise); NaN without any
     n_targets: int  # tokens that count
     n_micro: int  # micro-batches
 
@@ -48,7 +48,7 @@ def accumulate(
 
     normalise="token" is the definition above; "microbatch" is the plain `loss / len(window)` of
     most tutorials: the mean of the micro-batches' means. `loss_fn` returns a *sum* of token losses.
-    A window without targets changes no gradient.
+    A window without targets changes no gradient. Pairs (inputs, targets) may stand for Batches.
     """
     if normalise not in ("token", "microbatch"):
         raise ValueError(
@@ -56,7 +56,7 @@ def accumulate(
         )
     loss_fn = loss_fn or summed_cross_entropy
     device = device_of(model)
-    window = window if isinstance(window, Window) else Window(window)
+    window = window if isinstance(window, Window) else Window(map(as_batch, window))
     total = window.n_targets  # counted on the host, before anything runs
     loss = tensor(0.0 if total else float("nan"), device=device)
     for batch, count in zip(window, window.counts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -51,10 +51,10 @@ class ScheduleConfig:
 
     name: Literal["cosine", "constant", "step"] = "cosine"  # after the warm-up; step: StepLR
     unit: Literal["step", "epoch"] = "step"  # when it moves: after an update, or after an epoch
-    warmup_steps: int | None = None  # until the full rate; None: 100, a tenth of the run at most
+    warmup_steps: int | None = None  # units until the full rate; None: 100, at most a tenth of all
     min_lr: float | None = None  # the cosine's floor; None: a tenth of lr
-    step_size: int = 30  # of "step": steps from one drop to the next
-    gamma: float = 0.1  # of "step": the factor of a drop
+    step_size: int | None = None  # of "step": units from one drop to the next; None: 30
+    gamma: float | None = None  # of "step": the factor of a drop; None: 0.1
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class StopConfig:
     """When to end before the last update."""
 
     patience: int | None = None  # validations in a row without improvement; None: never
-    delta: float = 0.0  # by how much a validation loss must fall to be an improvement
+    delta: float | None = None  # a validation loss must fall by more than this; None: 0
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,6 @@ class TrainConfig:
     out: Path = Path("runs")  # folder that gets the run's folder
     name: str | None = None  # of the run; None: the preset's
 
-    @property
-    def min_lr(self) -> float:
-        """Where the cosine ends."""
-        return self.lr / 10 if self.schedule.min_lr is None else self.schedule.min_lr
-
     def check(self) -> None:
         """Raise a ConfigError that lists everything that is out of range."""
         problems = {
@@ -115,19 +110,22 @@ class TrainConfig:
         if problems:
             raise ConfigError("; ".join(problems.values()))
 
-    def _contradictions(self) -> list[tuple[str, str]]:
-        """Settings that are good alone and not together."""
-        found = []
-        name, least = "schedule.min_lr", self.schedule.min_lr
+    def _contradictions(self) -> Iterator[tuple[str, str]]:
+        """Settings that are good alone and not together, or that nothing would read."""
+        schedule, least = self.schedule, self.schedule.min_lr
+        for setting, reader in (("min_lr", "cosine"), ("step_size", "step"), ("gamma", "step")):
+            if getattr(schedule, setting) is not None and schedule.name != reader:
+                name = f"schedule.{setting}"
+                yield name, f"{name}: only schedule.name={reader} has one, got {schedule.name}"
         if least is not None and least > self.lr > 0:
-            found.append((name, f"{name}: expected 0 <= min_lr <= lr={self.lr}, got {least}"))
-        if self.schedule.unit == "epoch" and self.epochs is None:
-            found.append(("schedule.unit", "schedule.unit: 'epoch' needs epochs, got none"))
-        name, warmup = "schedule.warmup_steps", self.schedule.warmup_steps or 0
-        if self.schedule.name == "step" and warmup:
-            found.append((name, f"{name}: schedule.name=step has no warm-up, got {warmup}"))
-        if self.epochs is None and self.schedule.name == "cosine":
-            end = DEFAULT_STEPS if self.steps is None else self.steps
-            if warmup >= end:
-                found.append((name, f"{name}: expected fewer than steps={end}, got {warmup}"))
-        return found
+            name = "schedule.min_lr"
+            yield name, f"{name}: expected 0 <= min_lr <= lr={self.lr}, got {least}"
+        if schedule.unit == "epoch" and self.epochs is None:
+            yield "schedule.unit", "schedule.unit: 'epoch' needs epochs, got none"
+        name, warmup = "schedule.warmup_steps", schedule.warmup_steps or 0
+        if schedule.name == "step" and warmup:
+            yield name, f"{name}: schedule.name=step has no warm-up, got {warmup}"
+        if self.epochs is None and warmup >= (end := self.steps or DEFAULT_STEPS):
+            yield name, f"{name}: expected fewer than steps={end}, got {warmup}"
+        if self.stop.delta is not None and self.stop.patience is None:
+            yield "stop.delta", "stop.delta: needs stop.patience, got none"

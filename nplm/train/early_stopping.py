@@ -118,10 +118,8 @@ class EarlyStopping:
         calls = f"{self.counter} call" + "s" * (self.counter > 1)
         best = f"call {self.best_call}" if self.best_step is None else f"step {self.best_step}"
         end = "" if step is None else f", up to step {step}"
-        return (
-            f"no improvement of more than {self.delta:g} on {self.best_val_loss:.6g} ({best}) "
-            f"in {calls}{end}"
-        )
+        least = f" of more than {self.delta:g}" if self.delta else ""
+        return f"no improvement{least} on {self.best_val_loss:.4f} ({best}) in {calls}{end}"
 
     def _say(self, message: str) -> None:
         if self.verbose:

@@ -77,10 +77,9 @@ class Job:
             f"weights, gradients and moments, {report.amount(activations)} for activations",
         ]
         if c.stop.patience is not None:
-            lines.append(
-                f"stopping   after {c.stop.patience} validations in a row without an improvement "
-                f"of more than {c.stop.delta:g}"
-            )
+            often = report.counted(c.stop.patience, "validation")
+            least = f" of more than {c.stop.delta:g}" if c.stop.delta else ""
+            lines.append(f"stopping   after {often} in a row without an improvement{least}")
         return "\n".join(lines)
 
 
@@ -145,17 +144,19 @@ def _batches(
 def _scheduler(config: TrainConfig, optimizer: Optimizer, total: int) -> LRScheduler:
     schedule = config.schedule
     if schedule.name == "step":
-        return StepLR(optimizer, schedule.step_size, schedule.gamma)
+        gamma = 0.1 if schedule.gamma is None else schedule.gamma
+        return StepLR(optimizer, schedule.step_size or 30, gamma)
     end = config.epochs if schedule.unit == "epoch" and config.epochs else total
     warmup = min(100, end // 10) if schedule.warmup_steps is None else schedule.warmup_steps
-    if schedule.name == "constant":
-        return warmup_constant(optimizer, warmup)
     if warmup >= end:
         raise ConfigError(
             f"schedule.warmup_steps: expected fewer than the {end} {schedule.unit}s of this run, "
             f"got {warmup}"
         )
-    return warmup_cosine(optimizer, warmup, end, config.min_lr / config.lr)
+    if schedule.name == "constant":
+        return warmup_constant(optimizer, warmup)
+    floor = 0.1 if schedule.min_lr is None else schedule.min_lr / config.lr
+    return warmup_cosine(optimizer, warmup, end, floor)
 
 
 def run(
@@ -175,7 +176,7 @@ def run(
     )  # fmt: skip
     stopper = None  # it only judges: the best weights are in the best checkpoint
     if c.stop.patience is not None:
-        stopper = EarlyStopping(c.stop.patience, delta=c.stop.delta)
+        stopper = EarlyStopping(c.stop.patience, delta=c.stop.delta or 0, path=None)
     best_step, best_loss, loss = None, math.inf, math.nan
     began, since, tokens = perf_counter(), 0.0, 0
     with _threads(c.threads):
@@ -238,7 +239,11 @@ def _sample(job: Job, folder: RunFolder, step: int, say: Say) -> None:
     )  # fmt: skip
     text = job.tokenizer.decode(list(ids))
     folder.log_sample(step, prompt, text)
-    say("\n".join(["", *("    " + line for line in text.strip().splitlines()), ""]))
+    say(
+        "\n".join(
+            [f"sample at step {step}:", *("    " + line for line in text.strip().splitlines())]
+        )
+    )
 
 
 def _save(job: Job, folder: RunFolder, step: int, metrics: dict[str, Any], best: bool) -> None:

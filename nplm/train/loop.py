@@ -15,7 +15,7 @@ import numpy as np
 
 from nplm.autograd.factory import tensor
 from nplm.autograd.grad_mode import no_grad
-from nplm.data.loader import Batch, marked_windows
+from nplm.data.loader import Batch, as_batch, marked_windows
 from nplm.errors import ConfigError, DataError
 from nplm.nn import functional as F
 from nplm.nn.module import Module
@@ -53,13 +53,14 @@ def fit(
     steps: int | None = None,
     **options: Any,
 ) -> Iterator[StepRecord]:
-    """Train, `accumulate` batches an update, and yield a record after each.
+    """Train, `accumulate` batches an update, and yield a record after each: use it in a `for`.
 
     Ends after `epochs` passes over the loader or `steps` updates, whichever comes first. The
     scheduler moves after every update, or with scheduler_unit="epoch" after an epoch's last one;
     when a record is yielded, model, optimizer and scheduler are ready for the next update.
     A loader that is an iterator without `len` gives one epoch; it is read one window ahead only if
-    `epochs` is given or the scheduler needs an epoch's end. `options` are train_step's.
+    `epochs` is given or the scheduler needs an epoch's end. Its batches are Batches or pairs
+    (inputs, targets). `options` are train_step's: on_nonfinite, normalise, loss_fn.
     """
     if epochs is None and steps is None:
         raise ConfigError("fit: expected epochs or steps, got neither; say when to stop")
@@ -99,7 +100,7 @@ def evaluate(model: Module, loader: Iterable[Batch]) -> Evaluation:
     model.eval()
     try:
         with no_grad():
-            for batch in loader:
+            for batch in map(as_batch, loader):
                 logits = model(tensor(batch.inputs, device=device))  # (B, T, V)
                 targets = tensor(batch.targets, device=device).reshape(-1)
                 losses = F.cross_entropy(

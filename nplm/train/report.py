@@ -1,4 +1,4 @@
-"""What a run says of itself: the plan before it, a line now and then, and how it ended."""
+"""What a run says of itself: its needs of memory, a line now and then, numbers for people."""
 
 from __future__ import annotations
 
@@ -36,8 +36,13 @@ def line(metrics: dict[str, Any], tokens_per_second: float, seconds_left: float)
         f"step {metrics['step']:5d}  loss {metrics['loss']:.4f}  "
         + (f"validation {validation:.4f}  " if validation is not None else " " * 19)
         + f"lr {metrics['lr']:.2e}  norm {metrics['grad_norm']:.2f}  "
-        + f"{tokens_per_second:,.0f} tok/s  left {clock(seconds_left)}"
+        + f"{tokens_per_second:6,.0f} tok/s  left {clock(seconds_left)}"
     )
+
+
+def counted(n: int, what: str) -> str:
+    """1, "validation" -> "1 validation"; 2 -> "2 validations"."""
+    return f"{n} {what}" + "s" * (n != 1)
 
 
 def clock(seconds: float) -> str:

@@ -23,7 +23,7 @@ from nplm.train.accumulation import LossFunction, accumulate
 class StepRecord:
     """What one update did.  `loss` and `grad_norm` are Tensors on the model's device."""
 
-    loss: Tensor  # (), mean over the target tokens
+    loss: Tensor  # (), mean over the target tokens, as `normalise` says
     grad_norm: Tensor  # (), before clipping
     lr: float  # of the first group, as this update used it
     n_targets: int  # target tokens
@@ -60,6 +60,7 @@ def train_step(
     began = perf_counter()
     optimizer.zero_grad()
     result = accumulate(window, model, normalise=normalise, loss_fn=loss_fn)
+    # The optimizer's parameters and not the model's: what is frozen takes no part in the norm.
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = clip_grad_norm_(trained, math.inf if clip_norm is None else clip_norm)
     updated = result.n_targets > 0
