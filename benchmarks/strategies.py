@@ -43,32 +43,40 @@ from nplm.train import EarlyStopping, accumulate, evaluate, fit, train_step
 
 SEED, CONTEXT, ROWS, MICRO, K = 1337, 32, 32, 4, 8  # a batch of 32 rows = 8 micro-batches of 4
 SENTENCE = 128  # characters; a longer sentence is cut
+LAYERS, HEADS, WIDTH, RATE, WARMUP = 2, 2, 64, 3e-3, 10  # updates of warm-up
 
 CORPUS = default_corpus()
 TOKENIZER = CharTokenizer.from_text(CORPUS.text)
 TRAIN, VALIDATION = split_tokens(TOKENIZER.encode(CORPUS.text))
 
 
-def decoder(n_layer: int = 2, n_embd: int = 64, context: int = CONTEXT, dtype: Any = None):
+def decoder(
+    n_layer: int = LAYERS, n_embd: int = WIDTH, context: int = CONTEXT, dtype: Any = None
+) -> Decoder:
     """The same first weights for every run of one size."""
     nplm.manual_seed(SEED)
     config = preset(
         "char", vocab_size=TOKENIZER.vocab_size, context=context,
-        n_layer=n_layer, n_head=2, n_embd=n_embd,
+        n_layer=n_layer, n_head=HEADS, n_embd=n_embd,
     )  # fmt: skip
     return Decoder(config).to("cpu", dtype or nplm.float32)
 
 
 # ---- accumulation --------------------------------------------------------------------------------
+def beginning(context: int = CONTEXT, dtype: Any = None):
+    """A fresh model, its optimizer and its schedule: a short warm-up, then the full rate."""
+    model = decoder(context=context, dtype=dtype)
+    optimizer = AdamW(model.parameters(), lr=RATE)
+    return model, optimizer, warmup_constant(optimizer, WARMUP)
+
+
 def same_curve(steps: int) -> dict[str, np.ndarray]:
     """The losses of batch 32 and of 8 times 4, in float32 and float64: the same rows in all."""
     curves = {}
     for name in ("float32", "float64"):
         for rows, k in ((ROWS, 1), (MICRO, K)):
-            model = decoder(dtype=getattr(nplm, name))
-            optimizer = AdamW(model.parameters(), lr=3e-3)
+            model, optimizer, scheduler = beginning(dtype=getattr(nplm, name))
             loader = RandomWindows(TRAIN, CONTEXT, rows, nplm.Generator().manual_seed(SEED))
-            scheduler = warmup_constant(optimizer, 10)
             records = fit(model, optimizer, loader, accumulate=k, steps=steps, scheduler=scheduler)
             curves[f"{name} {k}x{rows}"] = np.array([float(r.loss) for r in records])
     return curves
@@ -108,54 +116,51 @@ def gradient(window: list[Batch], model: Module, normalise: str) -> tuple[np.nda
     return np.concatenate(grads), float(result.loss)
 
 
-def ragged_runs(steps: int) -> dict[str, np.ndarray]:
-    """Validation losses on the same sentences: one batch of 32, 8 times 4, and naive 8 times 4."""
+def naive_errors(model: Module, rows: list[np.ndarray]) -> dict[str, float]:
+    """What the naive division gets wrong in one update, at the weights as they are."""
+    window = micro_batches(rows, MICRO)
+    mixed = np.arange(ROWS).reshape(MICRO, K).T.ravel()  # every micro-batch gets all lengths
+    exact, loss = gradient(window, model, "token")
+    naive, naive_loss = gradient(window, model, "microbatch")
+    spread, _ = gradient(micro_batches([rows[i] for i in mixed], MICRO), model, "microbatch")
+    size = np.linalg.norm(exact)
+    return {
+        "sorted": np.linalg.norm(naive - exact) / size,
+        "mixed": np.linalg.norm(spread - exact) / size,
+        "cosine": naive @ exact / size / np.linalg.norm(naive),
+        "gap": naive_loss - loss,
+        "shortest": window[0].n_targets(),
+        "longest": window[-1].n_targets(),
+    }
+
+
+def ragged_runs(steps: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The same sentences as one batch of 32, as 8 times 4, and as naive 8 times 4.
+
+    Gives the validation losses of all, and the errors of a naive division along the second.
+    """
     held_out = micro_batches(sorted(sentences(VALIDATION), key=len), ROWS)
     every = max(1, steps // 20)
-    seen = {"at": np.arange(every, steps + 1, every)}
+    seen, errors = {"at": np.arange(every, steps + 1, every)}, []
     for name, size, normalise in (
         ("large", ROWS, "token"), ("token", MICRO, "token"), ("naive", MICRO, "microbatch"),
     ):  # fmt: skip
-        model = decoder(context=SENTENCE)
-        optimizer = AdamW(model.parameters(), lr=3e-3)
-        scheduler = warmup_constant(optimizer, 10)
+        model, optimizer, scheduler = beginning(SENTENCE)
         losses = []
         for step, rows in enumerate(ragged_windows(steps), 1):
+            if name == "token":
+                errors.append(naive_errors(model, rows))
             train_step(model, optimizer, micro_batches(rows, size), normalise=normalise)
             scheduler.step()
             if step % every == 0:
                 losses.append(evaluate(model, held_out).loss)
         seen[name] = np.array(losses)
-    return seen
-
-
-def naive_gradients(steps: int) -> dict[str, np.ndarray]:
-    """What the naive division gets wrong, update by update, at the weights of a right run."""
-    model = decoder(context=SENTENCE)
-    optimizer = AdamW(model.parameters(), lr=3e-3)
-    scheduler = warmup_constant(optimizer, 10)
-    mixed = np.arange(ROWS).reshape(MICRO, K).T.ravel()  # every micro-batch gets all lengths
-    names = ("sorted", "mixed", "cosine", "gap", "shortest", "longest")
-    seen: dict[str, list[float]] = {name: [] for name in names}
-    for rows in ragged_windows(steps):
-        window = micro_batches(rows, MICRO)
-        exact, loss = gradient(window, model, "token")
-        naive, naive_loss = gradient(window, model, "microbatch")
-        spread, _ = gradient(micro_batches([rows[i] for i in mixed], MICRO), model, "microbatch")
-        size = np.linalg.norm(exact)
-        seen["sorted"].append(np.linalg.norm(naive - exact) / size)
-        seen["mixed"].append(np.linalg.norm(spread - exact) / size)
-        seen["cosine"].append(naive @ exact / size / np.linalg.norm(naive))
-        seen["gap"].append(naive_loss - loss)
-        seen["shortest"].append(window[0].n_targets())
-        seen["longest"].append(window[-1].n_targets())
-        train_step(model, optimizer, window)
-        scheduler.step()
-    return {name: np.array(values) for name, values in seen.items()}
+    return seen, {name: np.array([error[name] for error in errors]) for name in errors[0]}
 
 
 # ---- schedules -----------------------------------------------------------------------------------
 EPOCHS, BATCHES, PEAK, STEP_SIZE = 90, 32, 1e-2, 30  # batches an epoch; epochs a step
+SMALL = (1, 32)  # layers, width
 
 
 def schedules(steps: int | None) -> dict[str, dict[str, np.ndarray]]:
@@ -172,7 +177,7 @@ def schedules(steps: int | None) -> dict[str, dict[str, np.ndarray]]:
     held_out = SequentialWindows(VALIDATION, CONTEXT, 128)
     seen = {}
     for name, (recipe, unit) in recipes.items():
-        model = decoder(n_layer=1, n_embd=32)
+        model = decoder(*SMALL)
         optimizer = AdamW(model.parameters(), lr=PEAK)
         lrs, losses, held, of_epoch = [], [], [], []
         for record in fit(model, optimizer, loader, epochs=epochs, clip_norm=1.0,
@@ -196,7 +201,7 @@ def overfit(steps: int | None) -> dict[str, Any]:
     """A run on a text that is too small, its stopper, and how it would have gone on."""
     every, total = (EVERY, 600) if steps is None else (1, steps)
     model = decoder()
-    optimizer = AdamW(model.parameters(), lr=3e-3)
+    optimizer = AdamW(model.parameters(), lr=RATE)
     windows = RandomWindows(TRAIN[:SLICE], CONTEXT, ROWS, nplm.Generator().manual_seed(SEED))
     held_out = SequentialWindows(VALIDATION, CONTEXT, 128)
     stopper = EarlyStopping(patience=PATIENCE, path=None, trace_func=lambda text: None)
@@ -237,6 +242,14 @@ def accumulation_numbers(same: dict, runs: dict, naive: dict) -> dict[str, str]:
     apart = {d: np.abs(same[f"{d} 1x32"] - same[f"{d} 8x4"]) for d in ("float32", "float64")}
     return {
         "weights": f"{decoder().num_parameters():,}",
+        "weights, sentences": f"{decoder(context=SENTENCE).num_parameters():,}",
+        "layers": str(LAYERS),
+        "heads": str(HEADS),
+        "width": str(WIDTH),
+        "context": str(CONTEXT),
+        "characters of the longest sentence": str(SENTENCE),
+        "full rate": f"{RATE:g}",
+        "updates of warm-up": str(WARMUP),
         "updates": str(len(naive["gap"])),
         "rows of the large batch": str(ROWS),
         "rows of a micro-batch": str(MICRO),
@@ -249,7 +262,7 @@ def accumulation_numbers(same: dict, runs: dict, naive: dict) -> dict[str, str]:
         "targets of the longest micro-batch, on average": f"{naive['longest'].mean():.0f}",
         "error of the naive gradient, sorted": f"{100 * naive['sorted'].mean():.0f} %",
         "error of the naive gradient, mixed": f"{100 * naive['mixed'].mean():.0f} %",
-        "cosine of the naive gradient, sorted": f"{naive['cosine'].mean():.2f}",
+        "cosine of the naive and the exact gradient, sorted": f"{naive['cosine'].mean():.2f}",
         "naive loss minus the loss": signed(naive["gap"].mean()),
         "largest validation gap, token": f"{np.abs(runs['token'] - runs['large']).max():.0e}",
         "largest validation gap, naive": f"{np.abs(runs['naive'] - runs['large']).max():.0e}",
@@ -257,21 +270,27 @@ def accumulation_numbers(same: dict, runs: dict, naive: dict) -> dict[str, str]:
 
 
 def schedule_numbers(seen: dict[str, dict[str, np.ndarray]]) -> dict[str, str]:
-    """As docs/schedules.md shows them: the last epoch's losses."""
+    """As docs/schedules.md shows them: the last epoch's losses, and the lowest."""
+    updates, epochs = len(seen["constant"]["lr"]), len(seen["constant"]["training"])
     numbers = {
-        "weights": f"{decoder(1, 32).num_parameters():,}",
-        "batches of an epoch": str(
-            len(seen["constant"]["lr"]) // len(seen["constant"]["training"])
-        ),
-        "epochs": str(len(seen["constant"]["training"])),
-        "updates": str(len(seen["constant"]["lr"])),
-        "updates of warm-up": str(len(seen["constant"]["lr"]) // 20),
+        "weights": f"{decoder(*SMALL).num_parameters():,}",
+        "layers": str(SMALL[0]),
+        "heads": str(HEADS),
+        "width": str(SMALL[1]),
+        "context": str(CONTEXT),
+        "characters": f"{updates // epochs * ROWS * CONTEXT:,}",
+        "rows of a batch": str(ROWS),
+        "batches of an epoch": str(updates // epochs),
+        "epochs": str(epochs),
+        "updates": str(updates),
+        "updates of warm-up": str(updates // 20),
         "full rate": f"{PEAK:g}",
         "epochs of a step": str(STEP_SIZE),
     }
     for name, curves in seen.items():
         for part in ("training", "validation"):
             numbers[f"last {part} loss, {LABELS[name]}"] = f"{curves[part][-1]:.3f}"
+        numbers[f"lowest validation loss, {LABELS[name]}"] = f"{curves['validation'].min():.3f}"
     return numbers
 
 
@@ -282,7 +301,7 @@ def stopping_numbers(seen: dict[str, Any]) -> dict[str, str]:
         "characters": f"{SLICE:,}",
         "updates between evaluations": str(seen["every"]),
         "patience": str(PATIENCE),
-        "best step": str(seen["best_step"]),
+        "best update": str(seen["best_step"]),
         "stop": str(seen["stop"]),
         "best validation loss": f"{seen['best']:.3f}",
         "restored validation loss": f"{seen['restored']:.3f}",
@@ -310,7 +329,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     steps = arguments.steps or 200
-    parts = (same_curve(steps), ragged_runs(steps), naive_gradients(steps))
+    parts = (same_curve(steps), *ragged_runs(steps))
     save(draw_accumulation(*parts), arguments.out / "accumulation.svg")
     scheduled = schedules(arguments.steps)
     save(draw_schedules(scheduled), arguments.out / "schedules.svg")

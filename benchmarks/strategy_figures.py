@@ -110,7 +110,7 @@ def draw_early_stopping(seen: dict[str, Any]) -> Any:
         loss.plot(at[:n], values[:n], color=color, label=name)
         loss.plot(at[n - 1 :], values[n - 1 :], color=color, ls=":")
     loss.axhline(seen["restored"], color=GREEN, ls="--", lw=1.2, label="restored weights")
-    loss.plot(seen["best_step"], seen["best"], "o", color=GREEN, ms=8, label="best step")
+    loss.plot(seen["best_step"], seen["best"], "o", color=GREEN, ms=8, label="best update")
     if seen["stop"] is not None:
         for axis in (loss, counter):
             axis.axvline(seen["stop"], color=ORANGE, lw=1.2)
