@@ -11,7 +11,7 @@ from nplm import random
 from nplm.autograd.factory import tensor
 from nplm.autograd.grad_mode import no_grad
 from nplm.autograd.tensor import Tensor
-from nplm.errors import ConfigError, DataError
+from nplm.errors import ConfigError, DataError, NonFiniteError
 from nplm.nn.functional import softmax
 from nplm.nn.utils import device_of
 from nplm.random import Generator
@@ -30,7 +30,7 @@ def generate(
 
     temperature 0 takes the likeliest token; otherwise logits are divided by it and, with `top_k`,
     only the k likeliest can be drawn. The model sees the last `context` tokens. Draws as
-    `torch.multinomial(probs, 1)` does.
+    `torch.multinomial(probs, 1)` does. Raises NonFiniteError for scores with NaN or infinity.
     """
     if len(prompt) == 0:
         raise DataError("generate: expected a prompt of at least one token, got none")
@@ -58,6 +58,11 @@ def _next_token(
     seen = np.array(tokens[-model.config.context :], np.int64)
     with no_grad():
         logits: Tensor = model(tensor(seen[None], device=device))[0, -1].to("cpu")  # (V,)
+        if not np.isfinite(np.asarray(logits)).all():
+            raise NonFiniteError(
+                "generate: expected finite scores from the model, got NaN or infinity; its weights "
+                "are broken: take an earlier checkpoint, or train with a lower learning rate"
+            )
         if temperature == 0:
             return int(logits.argmax())
         logits = logits / temperature

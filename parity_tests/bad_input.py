@@ -19,6 +19,9 @@ BAD = {
         ["train", "--lrr", "3", "--epochs", "0"], 2,
         "did you mean --lr?; epochs: expected at least"),
     "a word too many": (["train", "--seed", "1", "my.txt"], 2, "unexpected argument 'my.txt'"),
+    "a value that begins with a dash": (
+        ["generate", ".", "--prompt", "-x"], 2, "expected a value, got '-x'; write --prompt=-x"),
+    "`--` alone": (["train", "--seed", "1", "--"], 2, "unknown flag '--'"),
     "`--preset` unknown": (["train", "--preset", "tiny-lama"], 2, "did you mean 'tiny-llama'?"),
     "a word where a number is expected": (
         ["train", "--steps", "many", "--lr", "fast", "--sed", "1"], 2,
@@ -103,10 +106,21 @@ BAD = {
         ["train", "--config", "types.toml"], 2,
         "steps: expected a whole number or None, got 'many'; types.toml: dtype: expected "
         "'float32' or 'float64', got 'float16'; types.toml: stop: expected a table [stop], got 3"),
+    "one setting twice in the file": (
+        ["train", "--config", "twice.toml"], 2, "clip_norm: given twice"),
+    "a dotted name in quotes in the file": (
+        ["train", "--config", "quoted.toml"], 2, "write it in a table: [schedule]"),
+    "numbers and lists without end in the file": (
+        ["train", "--config", "huge.toml"], 2, "huge.toml: expected a TOML file"),
     "mistakes in the file and in the flags": (
         ["train", "--config", "unknown.toml", "--sed", "1", "--lr", "0"], 2,
         "did you mean --seed?; lr: expected a positive number"),
     "`--data` without a file": (["train", "--seed", "1", "--data"], 2, "--data: expected a value"),
+    "`--data` or `--out` empty": (
+        ["train", "--data", "", "--out="], 2,
+        "--data: expected a path, got ''; --out: expected a path, got ''"),
+    "`--data` twice": (
+        ["train", "--seed", "1", "--data", "a", "--data", "b"], 2, "--data: given twice"),
     "`--data` a missing file": (["train", "--data", "nowhere.txt"], 3, "nowhere.txt"),
     "`--data` a folder without .txt files": (["train", "--data", "folder"], 3, "folder"),
     "`--data` an empty file": (["train", "--data", "empty.txt"], 3, "empty"),
@@ -167,6 +181,9 @@ def make_files(folder: Path, text: str) -> None:
         "zip.txt": b"PK\x03\x04" + bytes(100),
         "gzip.txt": b"\x1f\x8b" + bytes(100),
         "unknown.toml": b"lrr = 1\n[schedule]\nwarmup_step = 3\n",
+        "twice.toml": b"clip_norm = 1\nclip-norm = 2\n",
+        "quoted.toml": b'"schedule.name" = "step"\n',
+        "huge.toml": b"data = " + b"[" * 5000,
         "types.toml": b'steps = "many"\ndtype = "float16"\nstop = 3\n',
     }.items():
         (folder / name).write_bytes(content)

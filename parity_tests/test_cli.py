@@ -8,7 +8,7 @@ import sys
 import pytest
 from bad_input import BAD, OTHERS, make_files
 
-from nplm.cli import arguments, main
+from nplm.cli import arguments, generate, main
 from nplm.cli.generate import GenerateConfig
 from nplm.cli.train import TrainCommand
 from nplm.files import sha256_of
@@ -302,6 +302,22 @@ def test_a_loss_that_is_not_finite_ends_with_4(capsys, tmp_path, text):
                        1e30, "--clip-norm", "None")  # fmt: skip
     assert code == 4, err
     assert "nothing was updated" in err
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_weights_that_the_last_update_broke_end_with_4(capsys, tmp_path, text, steps):
+    code, _, err = run(capsys, "train", "--data", text, "--out", tmp_path / "runs", *SMALL,
+                         "--steps", steps, "--eval-every", 1, "--lr", 1e300, "--clip-norm", "None",
+                         "--schedule.name", "constant", "--schedule.warmup-steps", 0)  # fmt: skip
+    assert (code, "the validation loss is nan after step 1" in err) == (4, True), err
+
+
+def test_a_float64_run_writes_in_float64(capsys, trained, tmp_path, text):
+    code, _, err = run(capsys, "train", "--data", text, "--out", tmp_path / "r64", *SMALL,
+                       "--dtype", "float64")  # fmt: skip
+    assert code == 0, err
+    model, _ = generate.load(next((tmp_path / "r64").iterdir()))
+    assert {p.dtype.name for p in model.parameters()} == {"float64"}
 
 
 def test_a_missing_torch_is_said_in_one_sentence(text, tmp_path):

@@ -217,9 +217,11 @@ def test_a_part_too_short_for_one_window_says_how_many_tokens_it_needs():
         r"use --context 3 or a longer text",
     ):
         split_tokens(np.arange(40), context=8)
-    with pytest.raises(DataError, match=r"the training part needs at least 33 tokens"):
+    with pytest.raises(DataError, match=r"the training part needs at least 33 .* --context 19 or"):
         split_tokens(np.arange(40), 0.5, context=32)
-    with pytest.raises(DataError, match=r"has 0; use a shorter context or a longer text"):
+    with pytest.raises(DataError, match=r"the training part .* has 36; use --context 3 or a"):
+        split_tokens(np.arange(40), context=36)  # what fits in both parts
+    with pytest.raises(DataError, match=r"has 0; use a longer text"):
         split_tokens(np.arange(1))
     assert len(split_tokens(np.arange(90), context=8)[1]) == 9
 

@@ -44,8 +44,11 @@ def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
         ) from None
     problems: list[str] = []
     default: Any = tyro.MISSING_NONPROP
-    if "config" in get_type_hints(config) and (path := _config_path(arguments)) is not None:
+    path = None if {"-h", "--help"} & set(arguments) else _config_path(arguments)
+    if path is not None and "config" in get_type_hints(config):
         default, problems = read_settings(config, path)
+    found = _mistakes(flags_of(config), arguments)
+    problems += found
     places: Any = tyro.conf.PositionalRequiredArgs
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its box of several lines
@@ -55,14 +58,8 @@ def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
     except SystemExit as stop:
         if not stop.code:
             raise
-        problems += _unreadable(config, arguments) or [_usage(config, prog)]
-        raise ConfigError("; ".join(problems)) from None
-    problems += _without_value(config, arguments)
-    flags = [word for word in extra if word[:1] == "-"]
-    if flags:
-        known = list(flags_of(config))
-        problems += [_unknown(flag, known) for flag in flags]
-    elif extra:
+        raise ConfigError("; ".join(problems or [_usage(config, prog)])) from None
+    if extra and not found:
         problems.append(f"unexpected argument {extra[0]!r}; see {prog} --help")
     try:
         made.check()
@@ -73,42 +70,55 @@ def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
     return made
 
 
-def _unreadable(config: Any, arguments: list[str]) -> list[str]:
-    """The flags whose value is missing or of the wrong type, and those that do not exist."""
-    hints = flags_of(config)
-    problems = []
-    for i, word in enumerate(arguments):
-        flag, equals, text = word.partition("=")
-        flag = flag.replace("_", "-")  # tyro takes both
-        if flag in hints:
-            following = text if equals else arguments[i + 1] if i + 1 < len(arguments) else None
-            problem = _problem(following, hints[flag])
-            problems += [f"{flag}: {problem}"] if problem else []
-        elif flag.startswith("--"):
-            problems.append(_unknown(flag, list(hints)))
+def _mistakes(hints: dict[str, Any], arguments: list[str]) -> list[str]:
+    """Unknown flags, values that are missing or of the wrong type, lists that are given twice.
+
+    tyro knows the first two, one at a time and in a box, and takes the last of two lists.
+    """
+    problems, seen, i = [], set(), 0
+    while i < len(arguments):
+        word, equals, text = arguments[i].partition("=")
+        flag = word.replace("_", "-")  # tyro takes both
+        i += 1
+        if not _is_flag(word) or flag in ("-h", "--help"):
+            continue
+        if flag not in hints:
+            problems.append(_unknown(word, list(hints)))
+            continue
+        is_list = get_origin(hints[flag]) is tuple
+        if is_list and flag in seen:
+            problems.append(f"{flag}: given twice; write all values after one {flag}")
+        seen.add(flag)
+        following = text if equals else arguments[i] if i < len(arguments) else "--"
+        if not equals and _is_flag(following):
+            hint = (
+                "none" if following.startswith("--") else f"{following!r}; write {flag}={following}"
+            )
+            problems.append(f"{flag}: expected a value, got {hint}")
+            i += not following.startswith("--")
+            continue
+        if problem := _problem(following, hints[flag]):
+            problems.append(f"{flag}: {problem}")
     return problems
 
 
-def _without_value(config: Any, arguments: list[str]) -> list[str]:
-    """The flags of lists that end at once: tyro would take `--data $NONE` for no `--data`."""
-    lists = [flag for flag, hint in flags_of(config).items() if get_origin(hint) is tuple]
-    pairs = zip(arguments, [*arguments[1:], "--"])
-    return [
-        f"{word}: expected a value, got none"
-        for word, following in pairs
-        if word in lists and following.startswith("--")
-    ]
+def _is_flag(word: str) -> bool:
+    """Whether a word begins as a flag does, and is not a negative number."""
+    try:
+        float(word)
+    except ValueError:
+        return word.startswith("-")
+    return False
 
 
-def _problem(text: str | None, hint: Any) -> str | None:
-    if text is None or text.startswith("--"):
-        return "expected a value, got none"
+def _problem(text: str, hint: Any) -> str | None:
     value: Any = text
     for kind in (float, int):  # as TOML would have it
         with contextlib.suppress(ValueError):
             value = kind(text)
+    inside = get_args(hint) or (hint,)
     try:
-        _converted(value if hint not in (str, Path, str | None) else text, hint)
+        _converted(text if str in inside or Path in inside else value, hint)
     except TypeError as error:
         return f"expected {error}, got {text!r}"
     return None
@@ -140,8 +150,8 @@ def read_settings(config: type[Config], path: Path) -> tuple[Config, list[str]]:
     the text for no value, as in a flag. Raises ConfigError for a file that is not TOML.
     """
     try:
-        table = tomllib.loads(files.read_bytes(path, error=ConfigError).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(files.read_bytes(path, error=ConfigError).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, 1,000 brackets
         raise ConfigError(f"{path}: expected a TOML file, got {error}") from None
     settings = [
         f[2:].replace("-", "_") for f in flags_of(config) if f not in ("--help", "--config")
@@ -160,9 +170,13 @@ def _filled(
     for key, value in table.items():
         name = key.replace("-", "_")
         where = prefix + name
-        if name not in hints or where == "config":
+        if name in values:
+            problems.append(f"{where}: given twice, with '-' and with '_'")
+        elif name not in hints or where == "config":
             near = difflib.get_close_matches(where, settings, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
+            if where in settings and "." in name:
+                hint = f"; write it in a table: [{where.rpartition('.')[0]}]"
             problems.append(f"unknown setting {where!r}{hint}")
         elif dataclasses.is_dataclass(hints[name]):
             if isinstance(value, dict):
@@ -195,8 +209,13 @@ def _converted(value: Any, hint: Any) -> Any:
         listed = value if isinstance(value, list) else [value]
         return tuple(_converted(item, inside[0]) for item in listed)
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise TypeError("a number below 1e308") from None
     if hint is Path and type(value) is str:
+        if not value or "\0" in value:
+            raise TypeError("a path")
         return Path(value)
     if type(value) is not hint:
         raise TypeError({int: "a whole number", float: "a number"}.get(hint, "text"))

@@ -103,7 +103,7 @@ def _model(checkpoint: Checkpoint, vocab_size: int) -> Decoder:
             there = checkpoint.model[name].shape if name in checkpoint.model else None
             if there != shape:
                 raise ConfigError(f"{name}: expected the shape {shape}, got {there}")
-        model = Decoder(config)
+        model = Decoder(config).to(dtype=checkpoint.model["wte.weight"].dtype)
         model.load_state_dict(checkpoint.model)
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         said = textwrap.shorten(str(error), 300, placeholder=" ...")

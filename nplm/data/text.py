@@ -235,18 +235,25 @@ def split_tokens(
         )
     cut = int((1.0 - validation_fraction) * len(tokens))
     train, validation = tokens[:cut], tokens[cut:]
-    require_window(train, context, "the training part")
-    require_window(validation, context, "the validation part")
+    fits = min(len(train), len(validation)) - 1
+    require_window(train, context, "the training part", fits)
+    require_window(validation, context, "the validation part", fits)
     return train, validation
 
 
-def require_window(tokens: npt.NDArray[Any], context: int, what: str) -> None:
-    """Raise DataError unless tokens (N,) hold one window, N >= context + 1; ConfigError below 1."""
+def require_window(
+    tokens: npt.NDArray[Any], context: int, what: str, fits: int | None = None
+) -> None:
+    """Raise DataError unless tokens (N,) hold one window, N >= context + 1; ConfigError below 1.
+
+    fits: the context to advise; None: the longest that these tokens allow.
+    """
     if context < 1:
         raise ConfigError(f"context must be at least 1 token, got {context}")
     if len(tokens) <= context:
-        shorter = f"--context {len(tokens) - 1}" if len(tokens) > 1 else "a shorter context"
+        fits = len(tokens) - 1 if fits is None else fits
+        advice = f"--context {fits} or a longer text" if fits > 0 else "a longer text"
         raise DataError(
             f"{what} needs at least {context + 1} tokens (context + 1), has {len(tokens)}; "
-            f"use {shorter} or a longer text"
+            f"use {advice}"
         )

@@ -18,7 +18,7 @@ from nplm.data.dataloader import DataLoader
 from nplm.data.loader import RandomWindows, SequentialWindows, TokenWindows, collate_windows
 from nplm.data.text import Corpus, default_corpus, read_corpus, split_tokens
 from nplm.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
-from nplm.errors import ConfigError, NplmError
+from nplm.errors import ConfigError, NonFiniteError, NplmError
 from nplm.generation import generate
 from nplm.models.config import DecoderConfig, preset
 from nplm.models.decoder import Decoder
@@ -192,6 +192,11 @@ def run(
             evaluated = last or _is_due(c, record)
             if evaluated:
                 loss = metrics["validation_loss"] = evaluate(job.model, job.validation).loss
+                if not math.isfinite(loss):
+                    raise NonFiniteError(
+                        f"the validation loss is {loss} after step {record.step}: the last update "
+                        "broke the weights, earlier checkpoints are kept; lower the learning rate"
+                    )
                 if stopper is not None:
                     stopper(loss, step=record.step)
                     last = last or stopper.early_stop
