@@ -22,7 +22,7 @@ from nplm.random import Generator
 pytestmark = pytest.mark.cli
 
 
-class Offsets:
+class Offsets(Generator):
     """Stands in for a Generator: hands out the offsets it is told, and remembers the questions."""
 
     def __init__(self, *draws):
@@ -188,7 +188,11 @@ def test_an_accumulation_window_counts_its_targets_once(monkeypatch):
         (lambda: TokenWindows(np.array([1]), 2), DataError, "TokenWindows needs at least 2 tokens"),
         (lambda: TokenWindows(np.arange(9), 2, 8), DataError, "got 8 at position 8"),
         (lambda: SequentialWindows(np.arange(9), 0, 1), ConfigError, "context must be at least 1"),
-        (lambda: RandomWindows(np.arange(9), 0, 1, Offsets()), ConfigError, "at least 1 token"),
+        (
+            lambda: RandomWindows(np.arange(9), 0, 1, Offsets()),
+            ConfigError,
+            "context must be at least 1",
+        ),
         (lambda: SequentialWindows(np.arange(9), 2, 0), ConfigError, "batch_size must be at least"),
         (lambda: windows_of([], 0), ConfigError, "accumulate must be at least 1, got 0"),
     ],

@@ -157,7 +157,7 @@ def test_a_loader_is_put_back_in_the_middle_of_another_epoch():
 
 
 def as_tokens(samples):
-    return [samples], [samples]
+    return np.array([samples]), np.array([samples])
 
 
 def test_an_epoch_resumed_marks_its_last_window():
@@ -226,3 +226,77 @@ def test_what_steers_torchs_workers_has_no_effect_and_says_so(option):
     with pytest.warns(UserWarning, match=rf"{next(iter(option))}=.* has no effect"):
         loader = DataLoader([1, 2, 3], **option)
     assert [batch.tolist() for batch in loader] == [[1], [2], [3]]
+
+
+class Flaky(Counted):
+    """Cannot read one sample the first time."""
+
+    def __init__(self, n, bad):
+        super().__init__(n)
+        self.bad = bad
+
+    def __getitem__(self, index):
+        if index == self.bad:
+            self.bad = None
+            raise OSError(f"sample {index} could not be read")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("bad", [0, 3, 9])
+def test_a_loader_resumed_after_a_dataset_raised_reads_what_the_first_one_reads(bad):
+    whole = DataLoader(Flaky(10, bad), 2, collate_fn=as_it_is)
+    iterator, read = iter(whole), []
+    while len(read) < 5:
+        try:
+            read.append(next(iterator, "end"))
+        except OSError:
+            break
+    state = json.loads(json.dumps(whole.state_dict()))
+    other = DataLoader(Counted(10), 2, collate_fn=as_it_is)
+    other.load_state_dict(state)
+    assert list(other) == (list(iterator) or list(whole))
+
+
+GARBAGE = {
+    "the state": lambda s: [None, 3, [], {}, {1: 2, "a": 3}],
+    "settings": lambda s: [s | {"settings": v} for v in (None, [], {}, {"samples": np.zeros(2)})],
+    "a setting": lambda s: [
+        s | {"settings": s["settings"] | {k: v}}
+        for k in s["settings"] for v in (np.zeros(2), "x", [1])
+    ],
+    "generators": lambda s: [s | {"generators": v} for v in (None, 1, [], [None], [{"key": 1}])],
+    "epoch": lambda s: [s | {"epoch": v} for v in (3, [], {}, "x", False)],
+    "batches": lambda s: [
+        s | {"epoch": s["epoch"] | {"batches": v}} for v in (-1, 6, 99, "2", 1.0, None, True)
+    ],
+    "the first batch": lambda s: [
+        s | {"epoch": s["epoch"] | {"at_first_batch": v}} for v in (None, 3, {}, [])
+    ],
+    "the streams": lambda s: [
+        s | {"epoch": s["epoch"] | {at: s["epoch"][at] | {name: v}}}
+        for at in ("at_iter", "at_first_batch")
+        for name, values in (
+            ("own", (None, [], [None], s["epoch"]["at_iter"]["own"] * 2, {"a": 1}, "x")),
+            ("default", (None, 3, {}, [], {"seed": 1})),
+        )
+        for v in values
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_a_state_with_garbage_is_refused_and_moves_nothing(name):
+    loader = DataLoader(Counted(10), 2, True, generator=seeded(1), collate_fn=as_it_is)
+    iterator = iter(loader)
+    next(iterator)
+    state = loader.state_dict()
+    expected = list(iterator)
+    loader.load_state_dict(state)
+    before = nplm.random.get_rng_state()
+    for garbage in GARBAGE[name](state):
+        with pytest.raises(ConfigError):
+            loader.load_state_dict(garbage)
+        assert loader.state_dict() == state
+        assert nplm.random.get_rng_state() == before
+        assert loader.batches_left == 4
+    assert list(loader) == expected

@@ -12,6 +12,7 @@ from nplm.data import (
     TOKENIZERS,
     ByteTokenizer,
     CharTokenizer,
+    StreamDecoder,
     default_corpus,
     tokenizer_from_dict,
 )
@@ -193,3 +194,20 @@ def test_a_text_without_a_prompt_opens_with_a_new_line_or_the_first_character():
 def test_what_is_no_byte_or_no_known_tokenizer_is_refused_with_the_reason(make, sentence):
     with pytest.raises(DataError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("text", [None, b"abc", ["a", "b"], 3])
+def test_what_is_no_text_is_refused(text):
+    for use in (
+        CharTokenizer.from_text, CharTokenizer, CharTokenizer("abc").encode,
+        ByteTokenizer.from_text, ByteTokenizer().encode,
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=rf"expected text \(str\), got {type(text).__name__}"):
+            use(text)
+
+
+def test_unequal_rows_are_not_decoded_and_a_decoder_needs_a_tokenizer():
+    with pytest.raises(DataError, match="expected a list of integers, got unequal rows"):
+        ByteTokenizer().decode([[1], [1, 2]])
+    with pytest.raises(TypeError, match=r"expected a nplm\.data\.Tokenizer, got NoneType"):
+        StreamDecoder(None)

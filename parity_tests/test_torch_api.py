@@ -303,3 +303,29 @@ def test_relu_and_gelu_keep_nan(device):
     x = nplm.tensor([float("nan")], device=device)
     assert nplm.isnan(nplm.relu(x)).item()
     assert np.isnan(TF.relu(torch.tensor([float("nan")])).item())
+
+
+LARGE = [
+    [2**63, 1], [2**63], 2**63, [2**64], 2**64, [-(2**63) - 1, 1], [-(2**63), 2**63 - 1],
+    [[2**63], [1]], [10**400], [2**63 - 1, 2**63], [True, 2**63], [np.int64(1), 2**63],
+    [2**63, 1.5], [1.5, 2**64], [10**400, 1.5], [[1e30, 2], [2**70, 3]], [1e30, float("nan")],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", LARGE, ids=lambda data: repr(data)[:40])
+@pytest.mark.parametrize("dtype", [None, "float32", "float64"])
+def test_integers_beyond_int64_are_refused_unless_they_become_floats(data, dtype, device):
+    outcomes = []
+    for L, options in ((nplm, {"device": device}), (torch, {})):
+        try:
+            made = L.tensor(data, dtype=dtype and getattr(L, dtype), **options)
+            outcomes.append((str(made.dtype).removeprefix("torch."), repr(made.tolist())))
+        except (ValueError, OverflowError) as error:
+            outcomes.append(type(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_number_that_int64_cannot_hold_is_named_by_its_size():
+    for data, dtype in (([2**64], None), ([2**64 - 1, 1], None), ([2**64], nplm.int32)):
+        with pytest.raises(ValueError, match=r"integers in int64's range, .* of 6[45] bits"):
+            nplm.tensor(data, dtype)

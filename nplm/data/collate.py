@@ -23,6 +23,10 @@ def default_collate(batch: Sequence[Any]) -> Any:
     """
     first = batch[0]
     if isinstance(first, Tensor):
+        if wrong := [type(sample) for sample in batch if not isinstance(sample, Tensor)]:
+            raise TypeError(
+                f"default_collate: expected only Tensors beside a Tensor, got {wrong[0]}"
+            )
         return stack(list(batch))
     if isinstance(first, np.ndarray):
         if first.dtype.kind in "SUO":
@@ -30,10 +34,12 @@ def default_collate(batch: Sequence[Any]) -> Any:
         return stack([as_tensor(array) for array in batch])
     if isinstance(first, _NUMPY_NUMBERS):
         return as_tensor(np.asarray(batch))
-    if isinstance(first, float):
-        return tensor(batch, dtype=np.float64)
-    if isinstance(first, int):
-        return tensor(batch)
+    if isinstance(first, float | int):
+        if wrong := [type(sample) for sample in batch if not hasattr(sample, "__float__")]:
+            raise TypeError(
+                f"default_collate: expected only numbers beside a number, got {wrong[0]}"
+            )
+        return tensor(batch, dtype=np.float64 if isinstance(first, float) else None)
     if isinstance(first, str | bytes):
         return batch
     if isinstance(first, Mapping):
@@ -77,7 +83,7 @@ def _rebuilt(like: Any, values: Any) -> Any:
                 filled[i] = value
             return filled
         return make(values)
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: a bytearray or array.array holds no Tensors
         return values
 
 

@@ -10,9 +10,15 @@ from itertools import islice, repeat
 from typing import Any, Generic, TypeVar
 
 from nplm.data.collate import default_collate, default_convert
-from nplm.data.cursor import Pass, Streams, check_state
+from nplm.data.cursor import Pass, Streams, check_state, length_of
 from nplm.data.dataset import Dataset, IterableDataset, samples_at
-from nplm.data.sampler import BatchSampler, RandomSampler, SequentialSampler, stream_of
+from nplm.data.sampler import (
+    BatchSampler,
+    RandomSampler,
+    SequentialSampler,
+    require_generator,
+    stream_of,
+)
 from nplm.errors import ConfigError
 from nplm.random import Generator
 
@@ -39,7 +45,7 @@ class DataLoader(Generic[_T_co]):
     torch draws. `batch_size=None` hands out single samples. `collate_fn` makes a batch from a list
     of samples (`default_collate`: Tensors). Samples are read in the process itself: what steers
     torch's worker processes has no effect, and a warning says so. Contradictory arguments raise
-    ValueError, as in torch.
+    ValueError, as in torch; a generator of another library TypeError.
     """
 
     _ready = False
@@ -71,6 +77,7 @@ class DataLoader(Generic[_T_co]):
             "prefetch_factor": prefetch_factor, "persistent_workers": persistent_workers,
             "pin_memory_device": pin_memory_device, "in_order": in_order,
         }  # fmt: skip
+        require_generator(generator, "DataLoader")
         _check_workers(steering)
         self.__dict__.update(steering)
         if isinstance(dataset, IterableDataset):
@@ -89,8 +96,9 @@ class DataLoader(Generic[_T_co]):
         self.batch_sampler = batch_sampler
         self.generator = generator
         single = batch_sampler is None
-        self.collate_fn: Callable[[Any], Any]
-        self.collate_fn = collate_fn or (default_convert if single else default_collate)
+        if collate_fn is None:
+            collate_fn = default_convert if single else default_collate
+        self.collate_fn: Callable[[Any], Any] = collate_fn
         self._pass: Pass | None = None  # the one that began last
         self._resumed = False  # whether it waits for the next `iter`
         self._ready = True
@@ -105,7 +113,7 @@ class DataLoader(Generic[_T_co]):
     def __iter__(self) -> Iterator[Any]:
         if self._pass is not None and self._resumed:
             self._resumed = False
-            if self._pass.handed_out != _length(self):
+            if self._pass.drawn != length_of(self):
                 return self._pass
             next(self._pass.indices, None)  # draws what an epoch draws at its end
         self._pass = Pass(self._order, self._streams)
@@ -122,11 +130,14 @@ class DataLoader(Generic[_T_co]):
 
     @property
     def batches_left(self) -> int | None:
-        """How many batches the next `iter` gives, fewer than `len` in a resumed epoch; or None."""
-        n = _length(self)
+        """How many batches the next `iter` gives, fewer than `len` in a resumed epoch.
+
+        None where nobody knows: an IterableDataset's `len` is only what it claims.
+        """
+        n = None if isinstance(self.dataset, IterableDataset) else length_of(self)
         if n is None or self._pass is None or not self._resumed:
             return n
-        return n - self._pass.handed_out or n
+        return n - self._pass.drawn or n
 
     # ---- what a pass is made of ------------------------------------------------------------------
 
@@ -186,22 +197,23 @@ class DataLoader(Generic[_T_co]):
 
         It gives the batches that were not handed out yet, and reads no sample of the others; where
         none is left it begins the next epoch. Sets the loader's generators, and leaves the default
-        stream where it is. Raises ConfigError for the state of a loader with other settings.
+        stream where it is. Raises ConfigError, before anything changes, for the state of a loader
+        with other settings, and for what is no state.
         """
         self._refuse_iterable("load_state_dict")
         streams = self._streams
         check_state(state, self._settings(), len(streams.own))
-        self._pass, self._resumed = None, False
+        begun = None
         if state["epoch"] is not None:
-            self._pass = Pass.replayed(self._order, streams, state["epoch"])
-            self._pass.read = self._reader()
-            self._resumed = True
+            begun = Pass.replayed(self._order, streams, state["epoch"])
+            begun.read = self._reader()
+        self._pass, self._resumed = begun, begun is not None
         streams.set_own(state["generators"])
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "samples": _length(self.dataset),
-            "batches": _length(self),
+            "samples": length_of(self.dataset),
+            "batches": length_of(self),
             "batch_size": self.batch_size,
             "drop_last": self.drop_last,
             "sampler": type(self.sampler).__name__,
@@ -272,10 +284,3 @@ def _default_sampler(
     if shuffle:
         return RandomSampler(dataset, generator=generator)
     return SequentialSampler(dataset)
-
-
-def _length(sized: Any) -> int | None:
-    try:
-        return len(sized)
-    except TypeError:
-        return None

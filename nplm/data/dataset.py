@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from nplm.data.sampler import require_generator
 from nplm.random import Generator, default_generator
 
 if TYPE_CHECKING:
@@ -121,14 +122,21 @@ def random_split(
     """Cut a shuffled dataset into parts of `lengths`, or of fractions whose sum is 1.
 
     What is left after rounding the fractions down goes to the first parts, one sample each.
-    Draws `randperm(len(dataset))`. Raises ValueError for lengths that do not add up, warns of an
-    empty part.  Twin: torch.utils.data.random_split.
+    Draws `randperm(len(dataset))`. Raises ValueError for lengths that do not add up, TypeError for
+    those that are neither whole nor fractions, warns of an empty part.
+    Twin: torch.utils.data.random_split.
     """
+    generator = require_generator(generator, "random_split")
     n = _size(dataset)
     if math.isclose(sum(lengths), 1) and sum(lengths) <= 1:
         lengths = _from_fractions(lengths, n)
     if sum(lengths) != n:
         raise ValueError("Sum of input lengths does not equal the length of the input dataset!")
+    if not hasattr(sum(lengths), "__index__"):
+        raise TypeError(
+            "random_split: expected whole lengths, or fractions whose sum is 1, got "
+            f"{list(lengths)}; write the lengths as int"
+        )
     sizes = [int(length) for length in lengths]
     order = (default_generator if generator is None else generator).randperm(n).tolist()
     ends = itertools.accumulate(sizes)

@@ -5,7 +5,7 @@ an accumulation window. Values are checked here, on the host: ops never look at 
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from nplm.data.cursor import length_of
 from nplm.data.dataset import Dataset
+from nplm.data.sampler import require_generator
 from nplm.data.text import require_window
 from nplm.data.tokenizer import check_tokens
 from nplm.errors import ConfigError, DataError
@@ -38,13 +40,15 @@ class Batch:
 
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):
-            array = np.asarray(getattr(self, name))
+            array = _array(getattr(self, name), f"Batch: {name}")
             if array.dtype.kind not in "iu":
                 raise DataError(f"Batch: {name} must be integers, got {array.dtype}")
             if array.ndim != 2 or array.size == 0:
                 raise DataError(
                     f"Batch: {name} must have shape (B, T), both at least 1, got {array.shape}"
                 )
+            if array.dtype == np.uint64:
+                check_tokens(array.reshape(-1), None, f"Batch: {name}")
             object.__setattr__(self, name, array.astype(np.int64, copy=False))
         if self.inputs.shape != self.targets.shape:
             raise DataError(
@@ -62,7 +66,8 @@ class RandomWindows:
 
     tokens (N,), N >= context + 1. Every `next` draws `randint(0, N - context, batch_size)` from
     `generator` and nothing else does. Raises DataError for tokens outside [0, vocab_size) or too
-    few of them, ConfigError for a context or a batch_size below 1.
+    few of them, ConfigError for a context or a batch_size below 1, TypeError for a generator of
+    another library.
     """
 
     endless = True
@@ -75,7 +80,8 @@ class RandomWindows:
         generator: "Generator",
         vocab_size: int | None = None,
     ) -> None:
-        _require_batch_size(batch_size, "RandomWindows")
+        require_counts("RandomWindows", context=context, batch_size=batch_size)
+        require_generator(generator, "RandomWindows")
         self.tokens = _checked(tokens, context, vocab_size, "RandomWindows")
         self.context = context
         self.batch_size = batch_size
@@ -96,6 +102,11 @@ class RandomWindows:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state_dict()` was taken."""
+        if not isinstance(state, Mapping) or "generator" not in state:
+            raise ConfigError(
+                "RandomWindows.load_state_dict: expected what state_dict() made, a dict with "
+                f"'generator', got {type(state).__name__}"
+            )
         self.generator.set_state(state["generator"])
 
 
@@ -110,8 +121,7 @@ class TokenWindows(Dataset[tuple[_Row, _Row]]):
     def __init__(
         self, tokens: npt.NDArray[Any], context: int, vocab_size: int | None = None
     ) -> None:
-        if context < 1:
-            raise ConfigError(f"context must be at least 1 token, got {context}")
+        require_counts("TokenWindows", context=context)
         self.tokens = _checked(tokens, 1, vocab_size, "TokenWindows")
         self.context = context
 
@@ -132,9 +142,18 @@ class TokenWindows(Dataset[tuple[_Row, _Row]]):
 
 
 def collate_windows(samples: Sequence[tuple[_Row, _Row]]) -> Batch:
-    """B samples (inputs, targets), each (T,) -> a Batch (B, T): a DataLoader's `collate_fn`."""
-    inputs, targets = zip(*samples)
-    return Batch(np.stack(inputs), np.stack(targets))
+    """B samples (inputs, targets), each (T,) -> a Batch (B, T): a DataLoader's `collate_fn`.
+
+    Raises DataError for samples that are no such pairs, or not all of one length.
+    """
+    try:
+        inputs, targets = (np.stack(rows) for rows in zip(*samples, strict=True))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            "collate_windows: expected at least one sample (inputs, targets), each a row (T,) of "
+            f"one length for all, as TokenWindows gives them: {error}"
+        ) from None
+    return Batch(inputs, targets)
 
 
 class SequentialWindows:
@@ -151,7 +170,7 @@ class SequentialWindows:
         batch_size: int,
         vocab_size: int | None = None,
     ) -> None:
-        _require_batch_size(batch_size, "SequentialWindows")
+        require_counts("SequentialWindows", context=context, batch_size=batch_size)
         self.windows = TokenWindows(tokens, context, vocab_size)
         self.batch_size = batch_size
 
@@ -172,11 +191,14 @@ def as_batch(item: Any) -> Batch:
     """
     if isinstance(item, Batch):
         return item
+    got = type(item).__name__
     if isinstance(item, Sequence) and len(item) == 2 and not isinstance(item, str):
-        return Batch(*(np.asarray(part) for part in item))
+        if all(hasattr(part, "dtype") and hasattr(part, "shape") for part in item):
+            return Batch(*(np.asarray(part) for part in item))
+        got += f" of {' and '.join(type(part).__name__ for part in item)}"
     raise DataError(
-        f"expected a Batch or a pair (inputs, targets) of token ids (B, T), got "
-        f"{type(item).__name__}; a DataLoader makes them with collate_fn=collate_windows"
+        f"expected a Batch or a pair (inputs, targets) of arrays or Tensors of token ids (B, T), "
+        f"got {got}; a DataLoader makes them with collate_fn=collate_windows"
     )
 
 
@@ -200,8 +222,7 @@ def windows_of(batches: Iterable[_T], accumulate: int) -> Iterator[Window[_T]]:
     Nothing is read ahead of the window that is handed out, so the cursor of an endless loader stays
     at a window's end. Raises ConfigError for accumulate below 1.
     """
-    if accumulate < 1:
-        raise ConfigError(f"windows_of: accumulate must be at least 1, got {accumulate}")
+    require_counts("windows_of", accumulate=accumulate)
     return _windows_of(batches, accumulate)
 
 
@@ -217,8 +238,9 @@ def marked_windows(
     """Windows of `accumulate` batches, each with whether it is the loader's last one.
 
     A loader says how many there are by `batches_left` (a DataLoader, which may have been resumed)
-    or `len`; if it does not, the last window is known only by reading one ahead, if `ahead`.
-    Raises ConfigError for an epoch's end of a loader without one.
+    or `len`; if it does not, or only claims it (`len` of an IterableDataset), the last window is
+    known only by reading one ahead, if `ahead`. Raises ConfigError for an epoch's end of a loader
+    without one.
     """
     if ahead and getattr(loader, "endless", False):
         raise ConfigError(
@@ -246,18 +268,32 @@ def _batches_left(loader: Iterable[Any]) -> int | None:
     if hasattr(loader, "batches_left"):
         left: int | None = loader.batches_left
         return left
-    return len(loader) if isinstance(loader, Sized) else None
+    # By name: torch's DataLoader over torch's IterableDataset is a loader too.
+    kinds = (kind.__name__ for kind in type(getattr(loader, "dataset", None)).__mro__)
+    claimed = "IterableDataset" in kinds or isinstance(loader, Iterator)  # begun: its len is old
+    return None if claimed else length_of(loader)
 
 
-def _require_batch_size(batch_size: int, who: str) -> None:
-    if batch_size < 1:
-        raise ConfigError(f"{who}: batch_size must be at least 1, got {batch_size}")
+def require_counts(who: str, or_none: bool = False, **counts: Any) -> None:
+    """Raise ConfigError unless all are whole numbers from 1 on (or None, if `or_none`)."""
+    for name, count in counts.items():
+        whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
+        if not ((whole and count >= 1) or (or_none and count is None)):
+            expected = "at least 1" if whole else "a whole number"
+            raise ConfigError(f"{who}: {name} must be {expected}, got {count!r}")
+
+
+def _array(values: Any, what: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # rows of unequal length
+        raise DataError(f"{what} must be one array, {error}") from None
 
 
 def _checked(
     tokens: npt.NDArray[Any], context: int, vocab_size: int | None, who: str
 ) -> npt.NDArray[Any]:
-    array = np.asarray(tokens)
+    array = _array(tokens, f"{who}: tokens")
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(
             f"{who}: tokens must be one row of integers (N,), got {array.dtype} of shape "

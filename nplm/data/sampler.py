@@ -35,7 +35,8 @@ class RandomSampler(Sampler[int]):
     """Shuffled indices, or with `replacement` independent ones; as many as `num_samples`.
 
     Without a generator every pass draws the seed of one from the default stream. Raises TypeError
-    for a `replacement` that is no bool, ValueError unless num_samples is a positive int.
+    for a `replacement` that is no bool, ValueError unless num_samples is a positive int, and as it
+    is read RuntimeError if there is nothing to draw from.
     Twin: torch.utils.data.RandomSampler.
     """
 
@@ -49,7 +50,7 @@ class RandomSampler(Sampler[int]):
         self.data_source = data_source
         self.replacement = replacement
         self._num_samples = num_samples
-        self.generator = generator
+        self.generator = require_generator(generator, "RandomSampler")
         if not isinstance(replacement, bool):
             raise TypeError(
                 f"replacement should be a boolean value, but got replacement={replacement}"
@@ -65,6 +66,8 @@ class RandomSampler(Sampler[int]):
         n, generator = len(self.data_source), self.generator
         if generator is None:
             generator = Generator().manual_seed(random.default_generator.random_int63())
+        if self.replacement and n == 0:
+            raise RuntimeError("RandomSampler: expected data to draw from, got a dataset of none")
         if self.replacement:
             for _ in range(self.num_samples // _CHUNK):
                 yield from generator.randint(0, n, (_CHUNK,)).tolist()
@@ -84,7 +87,7 @@ class SubsetRandomSampler(Sampler[int]):
 
     def __init__(self, indices: Sequence[int], generator: Generator | None = None) -> None:
         self.indices = indices
-        self.generator = generator
+        self.generator = require_generator(generator, "SubsetRandomSampler")
 
     def __iter__(self) -> Iterator[int]:
         for i in stream_of(self.generator).randperm(len(self.indices)).tolist():
@@ -123,6 +126,17 @@ class BatchSampler(Sampler[list[int]]):
 def stream_of(generator: Generator | None) -> Generator:
     """The generator, or the default stream for None."""
     return random.default_generator if generator is None else generator
+
+
+def require_generator(generator: Any, who: str) -> Generator | None:
+    """The generator itself, or None; TypeError for one of another library."""
+    if generator is not None and not isinstance(generator, Generator):
+        kind = f"{type(generator).__module__}.{type(generator).__name__}"
+        raise TypeError(
+            f"{who}: expected the generator as an nplm.Generator, got {kind}; write "
+            "generator=nplm.Generator().manual_seed(seed)"
+        )
+    return generator
 
 
 def _require_positive(name: str, value: Any, *, or_bool: bool = True) -> None:

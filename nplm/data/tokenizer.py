@@ -63,13 +63,20 @@ class StreamDecoder:
     """Ids in, one or a few at a time; text out as soon as whole characters are there."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        if not isinstance(tokenizer, Tokenizer):
+            raise TypeError(
+                f"StreamDecoder: expected a nplm.data.Tokenizer, got {type(tokenizer).__name__}"
+            )
         self.tokenizer = tokenizer
         name, errors = tokenizer.codec
         self._codec = codecs.getincrementaldecoder(name)(errors)
 
     def feed(self, ids: npt.ArrayLike) -> str:
         """Return the text that ids (N,), or one id, complete; DataError for one outside [0, V)."""
-        array = np.asarray(ids)
+        try:
+            array = np.asarray(ids)
+        except ValueError:  # rows of unequal length
+            raise DataError("decode: expected a list of integers, got unequal rows") from None
         if array.size == 0:
             return ""
         if array.ndim > 1 or array.dtype.kind not in "iu":
@@ -95,6 +102,7 @@ class CharTokenizer(Tokenizer):
     codec = ("utf-32-le", "surrogatepass")  # a lone surrogate is a character like any other
 
     def __init__(self, characters: str) -> None:
+        _require_text(characters, "CharTokenizer")
         if not characters:
             raise DataError("CharTokenizer: needs at least one character, got none")
         self.characters = characters
@@ -111,6 +119,7 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
         """Take every character of `text`; raises DataError if it is empty."""
+        _require_text(text, "CharTokenizer.from_text")
         return cls("".join(sorted(set(text))))
 
     @property
@@ -125,6 +134,7 @@ class CharTokenizer(Tokenizer):
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Return the ids (N,) of N characters; raises DataError at the first unknown character."""
+        _require_text(text, "CharTokenizer.encode")
         codes = _code_points(text)
         known = codes < len(self._ids)
         ids = self._ids[np.where(known, codes, 0)].astype(np.int64)
@@ -221,17 +231,27 @@ def check_tokens(
 ) -> None:
     """Raise DataError at the first token outside [0, vocab_size); None leaves the top open."""
     array = np.asarray(tokens)
-    bad = array < 0 if vocab_size is None else (array < 0) | (array >= vocab_size)
+    end = 2**63 if vocab_size is None and array.dtype == np.uint64 else vocab_size  # int64's end
+    bad = array < 0 if end is None else (array < 0) | (array >= end)
     if bad.any():
         at = int(np.argmax(bad))
-        top = "at least 0" if vocab_size is None else f"in [0, {vocab_size})"
+        top = "at least 0" if end is None else f"in [0, {end})"
         raise DataError(
             f"{what}: token ids must be {top}, got {array[at]} at position {at}; "
             "encode the text with the tokenizer of this model"
         )
 
 
+def _require_text(text: Any, what: str) -> None:
+    if not isinstance(text, str):
+        raise DataError(
+            f"{what}: expected text (str), got {type(text).__name__}; decode bytes before, as with "
+            "raw.decode('utf-8')"
+        )
+
+
 def _utf8(text: str) -> bytes:
+    _require_text(text, "ByteTokenizer")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:

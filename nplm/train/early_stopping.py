@@ -19,11 +19,6 @@ from nplm import files
 from nplm.errors import CheckpointError, ConfigError
 from nplm.nn.module import Module
 
-_STATE = (
-    "patience", "delta", "counter", "best_val_loss", "val_loss_min", "early_stop", "calls",
-    "best_call", "best_step", "reason", "kept", "weights",
-)  # fmt: skip
-
 
 class EarlyStopping:
     """Call it as `early_stopping(val_loss, model)`.  Twin: early-stopping-pytorch 1.0.10
@@ -49,7 +44,7 @@ class EarlyStopping:
         path: str | os.PathLike[str] | None = "checkpoint.pt",
         trace_func: Callable[[str], Any] = print,
     ) -> None:
-        if not isinstance(patience, int | np.integer) or patience < 1:
+        if not _whole(patience, 1):
             raise ConfigError(f"EarlyStopping: expected a whole patience >= 1, got {patience!r}")
         if not _real(delta, "delta") >= 0:
             raise ConfigError(f"EarlyStopping: expected a delta >= 0, got {delta!r}")
@@ -71,6 +66,8 @@ class EarlyStopping:
         self.best_step: int | None = None
         self.reason: str | None = None
         self.kept = False  # whether the best call's weights are in memory or in the file
+        self.kept_at: str | None = None  # that file, and what the best call wrote to it
+        self.sha256: str | None = None
         self.weights: dict[str, npt.NDArray[Any]] | None = None
 
     def __call__(
@@ -83,18 +80,20 @@ class EarlyStopping:
         StorageError if the weights cannot be written: then the call has changed nothing.
         """
         loss = _real(val_loss, "val_loss")
+        if model is not None:
+            _require_module(model, "__call__")
         if math.isnan(loss):
-            self._say("validation loss is NaN: ignored")
+            message = "validation loss is NaN: ignored"
         elif self.best_val_loss is None or loss < self.best_val_loss - self.delta:
             self._keep(model)  # first: if it fails, the best is still what was kept
             where = f"weights in {self.path or 'memory'}" if self.kept else "no model to keep"
-            self._say(f"validation loss improved, {self.val_loss_min:.6f} to {loss:.6f}: {where}")
+            message = f"validation loss improved, {self.val_loss_min:.6f} to {loss:.6f}: {where}"
             self.best_val_loss = self.val_loss_min = loss
             self.best_call, self.best_step = self.calls + 1, step
             self.counter = 0
         else:
             self.counter += 1
-            self._say(
+            message = (
                 f"validation loss {loss:.6f} does not improve on {self.best_val_loss:.6f}: "
                 f"{self.counter} of {self.patience}"
             )
@@ -102,17 +101,21 @@ class EarlyStopping:
                 self.early_stop = True
                 self.reason = self._reason(step)
         self.calls += 1
+        if self.verbose:  # last: if this fails, the call has been made all the same
+            self.trace_func(f"EarlyStopping: {message}")
 
     def _keep(self, model: Module | None) -> None:
-        weights = None
+        weights = kept_at = sha256 = None
         if model is not None:
             weights = {name: value.numpy() for name, value in model.state_dict().items()}
             if self.path is not None:
-                files.save_tensors(Path(self.path), weights)
-                weights = None
+                kept_at = str(Path(self.path).absolute())
+                files.save_tensors(Path(kept_at), weights)
+                weights, sha256 = None, files.sha256_of(Path(kept_at))
             else:  # a real copy: training goes on in place
                 weights = {name: np.array(value) for name, value in weights.items()}
         self.kept, self.weights = model is not None, weights
+        self.kept_at, self.sha256 = kept_at, sha256
 
     def _reason(self, step: int | None) -> str:
         calls = f"{self.counter} call" + "s" * (self.counter > 1)
@@ -121,16 +124,13 @@ class EarlyStopping:
         least = f" of more than {self.delta:g}" if self.delta else ""
         return f"no improvement{least} on {self.best_val_loss:.4f} ({best}) in {calls}{end}"
 
-    def _say(self, message: str) -> None:
-        if self.verbose:
-            self.trace_func(f"EarlyStopping: {message}")
-
     def restore_best(self, model: Module) -> None:
         """Copy the best call's weights into the model.
 
-        Raises CheckpointError if none were kept, the file is gone or damaged, or the weights are
-        those of another model; then the model is as it was.
+        Raises CheckpointError if none were kept, the file is gone, damaged, or not the one that the
+        best call wrote, or the weights are those of another model; then the model is as it was.
         """
+        _require_module(model, "restore_best")
         if not self.kept:
             raise CheckpointError(
                 "EarlyStopping.restore_best: no weights were kept: the best call needs a model"
@@ -138,42 +138,136 @@ class EarlyStopping:
         weights, where = self.weights, "the weights in memory"
         if weights is None:
             where = str(self.path)
-            weights = files.load_tensors(where)
+            weights = self._read_file()
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointError(f"{where}: not the weights of this model: {error}") from error
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on, with the best weights if they are in memory.
+    def _read_file(self) -> dict[str, npt.NDArray[Any]]:
+        if self.path is None:
+            raise CheckpointError(
+                f"EarlyStopping.restore_best: the best weights are in the file {self.kept_at}, and "
+                "this one has path=None; make it with path= that file"
+            )
+        weights = files.load_tensors(Path(self.path))
+        if files.sha256_of(Path(self.path)) != self.sha256:
+            raise CheckpointError(
+                f"{self.path}: expected what the best call wrote to {self.kept_at}, got something "
+                "else; give each EarlyStopping a path of its own, and keep its file"
+            )
+        return weights
 
-        Where the weights are written (`path`) and who is told belong to the process, not to it.
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on, with a copy of the best weights if they are in memory.
+
+        Where to write the next weights (`path`) and who is told belong to the process, not to it.
         """
-        return {key: getattr(self, key) for key in _STATE}
+        state = {key: getattr(self, key) for key in _STATE}
+        if self.weights is not None:
+            state["weights"] = {name: value.copy() for name, value in self.weights.items()}
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where `state_dict()` was taken, with its patience and delta, as torch's schedulers.
 
-        Raises CheckpointError, before anything changes, for a state that lacks something.
+        Weights in a file are looked for at this one's own `path`. Raises CheckpointError, before
+        anything changes, for what is no such state.
         """
-        if missing := [key for key in _STATE if key not in state_dict]:
+        self.__dict__.update(_checked(state_dict))
+
+
+def _checked(state: Any) -> dict[str, Any]:
+    """What `state_dict()` made, with its own copy of the weights; CheckpointError for else."""
+    where = "EarlyStopping.load_state_dict"
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{where}: expected a state_dict(), got {type(state).__name__}")
+    if missing := [key for key in _STATE if key not in state]:
+        raise CheckpointError(f"{where}: the state lacks {', '.join(missing)}")
+    found = {key: state[key] for key in _STATE}
+    for key, good in _STATE.items():
+        if not good(found[key]):
             raise CheckpointError(
-                f"EarlyStopping.load_state_dict: the state lacks {', '.join(missing)}"
+                f"{where}: expected {key} as state_dict() wrote it, got a "
+                f"{type(found[key]).__name__} that it cannot be; take an undamaged state"
             )
-        self.__dict__.update({key: state_dict[key] for key in _STATE})
-        if self.weights is not None:
-            self.weights = {name: np.array(value) for name, value in self.weights.items()}
-        elif self.path is None:
-            self.kept = False  # they are in a file that this one does not know
+    given = [key for key in ("weights", "kept_at", "sha256") if found[key] is not None]
+    if given not in ([["weights"], ["kept_at", "sha256"]] if found["kept"] else [[]]):
+        raise CheckpointError(
+            f"{where}: expected weights, or kept_at and sha256 of their file, just if kept, got "
+            f"{given} with kept={found['kept']}; take an undamaged state"
+        )
+    if found["weights"] is not None:
+        found["weights"] = {name: np.array(value) for name, value in found["weights"].items()}
+    return found
+
+
+def _require_module(model: Any, what: str) -> None:
+    if not isinstance(model, Module):
+        raise TypeError(
+            f"EarlyStopping.{what}: expected the model, an nplm.nn.Module, got "
+            f"{type(model).__name__}"
+        )
 
 
 def _real(value: Any, name: str) -> float:
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if getattr(value, "shape", None) == () and hasattr(value, "item") and kind not in ("m", "M"):
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool | np.timedelta64) or not isinstance(value, Real):
         shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
         raise TypeError(
             f"EarlyStopping: expected {name} as a real number or a Tensor of shape (), got "
             f"{type(value).__name__}{shape}"
         )
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(
+            f"EarlyStopping: expected {name} within float64's range, up to 1.8e308, got one of "
+            f"type {type(value).__name__} beyond it"
+        ) from None
+
+
+def _whole(value: Any, least: int = 0) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+    return whole and bool(value >= least)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and value == value
+
+
+def _text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _arrays(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, Mapping)
+        and all(isinstance(name, str) for name in value)
+        and all(isinstance(array, np.ndarray) and array.dtype != object for array in value.values())
+    )
+
+
+# What a state holds, and what each of it may be.
+_STATE: dict[str, Callable[[Any], bool]] = {
+    "patience": lambda value: _whole(value, 1),
+    "delta": lambda value: _number(value) and bool(value >= 0),
+    "counter": _whole,
+    "best_val_loss": lambda value: value is None or _number(value),
+    "val_loss_min": _number,
+    "early_stop": _flag,
+    "calls": _whole,
+    "best_call": lambda value: value is None or _whole(value, 1),
+    "best_step": lambda value: value is None or _number(value) or _whole(value),
+    "reason": _text,
+    "kept": _flag,
+    "kept_at": _text,
+    "sha256": _text,
+    "weights": _arrays,
+}

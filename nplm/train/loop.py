@@ -15,7 +15,7 @@ import numpy as np
 
 from nplm.autograd.factory import tensor
 from nplm.autograd.grad_mode import no_grad
-from nplm.data.loader import Batch, as_batch, marked_windows
+from nplm.data.loader import Batch, as_batch, marked_windows, require_counts
 from nplm.errors import ConfigError, DataError
 from nplm.nn import functional as F
 from nplm.nn.module import Module
@@ -51,6 +51,8 @@ def fit(
     clip_norm: float | None = None,
     epochs: int | None = None,
     steps: int | None = None,
+    first_step: int = 0,
+    first_epoch: int = 0,
     **options: Any,
 ) -> Iterator[StepRecord]:
     """Train, `accumulate` batches an update, and yield a record after each: use it in a `for`.
@@ -58,19 +60,22 @@ def fit(
     Ends after `epochs` passes over the loader or `steps` updates, whichever comes first. The
     scheduler moves after every update, or with scheduler_unit="epoch" after an epoch's last one;
     when a record is yielded, model, optimizer and scheduler are ready for the next update.
-    A loader that is an iterator without `len` gives one epoch; it is read one window ahead only if
-    `epochs` is given or the scheduler needs an epoch's end. Its batches are Batches or pairs
-    (inputs, targets). `options` are train_step's: on_nonfinite, normalise, loss_fn.
+    A loader that is an iterator gives one epoch. One without a sure `len` (an iterator, or a
+    DataLoader of an IterableDataset) is read one window ahead, only if `epochs` is given or the
+    scheduler needs an epoch's end. Its batches are Batches or pairs (inputs, targets). `options`
+    are train_step's: on_nonfinite, normalise, loss_fn.
     """
     if epochs is None and steps is None:
         raise ConfigError("fit: expected epochs or steps, got neither; say when to stop")
+    require_counts("fit", accumulate=accumulate)
+    require_counts("fit", or_none=True, epochs=epochs, steps=steps)
     if scheduler_unit not in ("step", "epoch"):
         raise ConfigError(f"fit: expected scheduler_unit 'step' or 'epoch', got {scheduler_unit!r}")
     model.train()
     ahead = epochs is not None or scheduler_unit == "epoch"
-    step = 0
-    for epoch in range(epochs) if epochs is not None else itertools.count():
-        before = step
+    step = first_step
+    for epoch in itertools.count(first_epoch) if epochs is None else range(first_epoch, epochs):
+        before, window = step, None
         for window, ended in marked_windows(loader, accumulate, ahead):
             if steps is not None and step >= steps:
                 return
@@ -85,9 +90,8 @@ def fit(
         if step == before:
             if epoch and isinstance(loader, Iterator):
                 return  # it is used up
-            raise DataError(
-                "fit: an epoch ended without an update: no window had targets, or none was finite"
-            )
+            why = "no targets, or no finite loss" if window else "the loader gave no batch"
+            raise DataError(f"fit: an epoch ended without an update: {why}")
 
 
 def evaluate(model: Module, loader: Iterable[Batch]) -> Evaluation:
