@@ -46,3 +46,9 @@ class StorageError(NplmError, OSError):
     """A file or folder could not be written: disk full, read-only, no permission."""
 
     exit_code = 5
+
+
+class RunInUseError(NplmError):
+    """Another process holds the run folder."""
+
+    exit_code = 6

@@ -1,7 +1,7 @@
 """Checkpoints: everything that a run needs to go on, as one folder that is whole or absent.
 
 checkpoints/step-00000500/{MANIFEST.json, model.safetensors, optimizer.safetensors, state.json,
-tokenizer.json};  checkpoints/best.json names the best step. Read before: nplm/files.py.
+tokenizer.json};  checkpoints/best.json names the best step. Read before: nplm/files/manifest.py.
 """
 
 import dataclasses
@@ -19,8 +19,13 @@ from nplm.errors import CheckpointError
 from nplm.train.packing import pack, unpack
 from nplm.train.run import HasDict, RunFolder
 
-FORMAT_VERSION = 1
-_STEP = re.compile(r"step-(\d{8})")
+FORMAT_VERSION = 2
+_STATES = ("optimizer", "scheduler", "stopper", "loader", "generators", "metrics", "progress")
+_NEEDED = {  # by version: what state.json holds besides the format
+    1: {"step", "config", "ties", "optimizer", "scheduler", "generators", "metrics"},
+    2: {"step", "config", "ties", *_STATES},
+}
+_STEP = re.compile(r"step-([0-9]{8})")
 
 
 class TensorLike(Protocol):
@@ -64,8 +69,11 @@ class Checkpoint:
     model: dict[str, npt.NDArray[Any]]  # tied names share one array
     optimizer: dict[str, Any] | None  # torch's layout: {"state": ..., "param_groups": ...}
     scheduler: dict[str, Any] | None
+    stopper: dict[str, Any] | None
+    loader: dict[str, Any] | None  # the place in the data where the next window begins
     generators: dict[str, Any] | None  # name -> state
     tokenizer: dict[str, Any] | None
+    progress: dict[str, Any] | None  # what a run knows of itself: nplm/train/resume.py
     state: dict[str, Any]  # the rest: config of the model, metrics, ties
 
 
@@ -76,9 +84,12 @@ def save_checkpoint(
     model: ModelLike,
     optimizer: HasState | None = None,
     scheduler: HasState | None = None,
+    stopper: HasState | None = None,
+    loader: HasState | None = None,
     generators: Mapping[str, HasGeneratorState] | None = None,
     tokenizer: HasDict | None = None,
     metrics: Mapping[str, Any] | None = None,
+    progress: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `checkpoints/step-<step>` and return its path.
 
@@ -90,16 +101,21 @@ def save_checkpoint(
         raise ValueError(f"save_checkpoint: step must be in [0, 10^8), got {step}")
     weights, ties = _untie(model.state_dict())
     moments: dict[str, npt.NDArray[Any]] = {}
-    states = {name: each.get_state() for name, each in (generators or {}).items()}
+    parts: dict[str, Any] = {
+        "scheduler": _state_of(scheduler),
+        "stopper": _state_of(stopper),
+        "loader": _state_of(loader),
+        "generators": generators and {name: g.get_state() for name, g in generators.items()},
+        "metrics": metrics,
+        "progress": progress,
+    }
     state = {
         "format_version": FORMAT_VERSION,
         "step": step,
         "config": pack(_config_of(model), "config"),
         "ties": ties,
         "optimizer": None if optimizer is None else pack(optimizer.state_dict(), "", moments),
-        "scheduler": None if scheduler is None else pack(scheduler.state_dict(), "scheduler"),
-        "generators": None if generators is None else pack(states, "generators"),
-        "metrics": None if metrics is None else pack(metrics, "metrics"),
+        **{name: pack(part, name) for name, part in parts.items()},
     }
     content: dict[str, Callable[[Path], None]] = {
         "model.safetensors": lambda path: files.save_tensors(path, weights),
@@ -111,7 +127,11 @@ def save_checkpoint(
         vocabulary = dict(tokenizer.to_dict())
         content["tokenizer.json"] = lambda path: files.write_json(path, vocabulary)
     files.make_directory(run.checkpoints)
-    return files.write_directory(run.checkpoints / f"step-{step:08d}", content)
+    return files.write_directory(run.checkpoint(step), content)
+
+
+def _state_of(part: HasState | None) -> Mapping[str, Any] | None:
+    return None if part is None else part.state_dict()
 
 
 def _config_of(model: ModelLike) -> dict[str, Any] | None:
@@ -144,41 +164,59 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     Raises CheckpointError naming the file and the reason; nothing is returned by halves.
     """
     path = Path(path)
-    present = files.verify_directory(path)["files"]
+    content = files.load_verified(path)  # read once: what was hashed is what is parsed
     for needed in ("model.safetensors", "state.json"):
-        if needed not in present:
+        if needed not in content:
             raise CheckpointError(f"{path / needed}: missing, so this is not a whole checkpoint")
     where = str(path / "state.json")
-    state = _read_state(path / "state.json")
+    state = _read_state(content["state.json"], path / "state.json")
     moments = None
-    if "optimizer.safetensors" in present:
-        moments = files.load_tensors(path / "optimizer.safetensors")
+    if "optimizer.safetensors" in content:
+        moments = files.parse_tensors(
+            content["optimizer.safetensors"], path / "optimizer.safetensors"
+        )
     tokenizer = None
-    if "tokenizer.json" in present:
-        tokenizer = files.read_json(path / "tokenizer.json")
+    if "tokenizer.json" in content:
+        tokenizer = files.parse_json(content["tokenizer.json"], path / "tokenizer.json")
+        _require_mapping(tokenizer, path / "tokenizer.json", "the tokenizer")
+    weights = files.parse_tensors(content["model.safetensors"], path / "model.safetensors")
+    parts = {
+        name: unpack(state.get(name), where, moments if name == "optimizer" else None)
+        for name in (*_STATES, "config")
+    }
+    for name, part in parts.items():
+        _require_mapping(part, path / "state.json", name)
+    kept = {name: parts.pop(name) for name in ("config", "metrics")}
     return Checkpoint(
         path=path,
-        step=state.pop("step"),
-        model=_tie(path, files.load_tensors(path / "model.safetensors"), state["ties"]),
-        optimizer=unpack(state.pop("optimizer"), where, moments),
-        scheduler=unpack(state.pop("scheduler"), where),
-        generators=unpack(state.pop("generators"), where),
+        step=state["step"],
+        model=_tie(path, weights, state["ties"]),
         tokenizer=tokenizer,
-        state={key: unpack(state[key], where) for key in ("config", "metrics", "ties")},
+        state=kept | {"ties": state["ties"]},
+        **parts,
     )
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    state = files.read_json(path)
+def _require_mapping(part: Any, path: Path, name: str) -> None:
+    if not isinstance(part, dict | None):
+        raise CheckpointError(f"{path}: {name} is a {type(part).__name__}, expected a mapping")
+
+
+def _read_state(data: bytes, path: Path) -> dict[str, Any]:
+    state = files.parse_json(data, path)
     version = state.get("format_version") if isinstance(state, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format version {version} was written by a newer nplm, "
+            f"{path}: format version {files.shown(version)} was written by a newer nplm, "
             f"this one reads {FORMAT_VERSION}; update nplm"
         )
-    needed = {"step", "config", "ties", "optimizer", "scheduler", "generators", "metrics"}
-    if version != FORMAT_VERSION or needed - state.keys() or not isinstance(state["step"], int):
+    needed = _NEEDED.get(version) if type(version) is int else None
+    if needed is None or needed - state.keys():
         raise CheckpointError(f"{path}: not the state of a checkpoint")
+    if type(state["step"]) is not int or not 0 <= state["step"] < 10**8:
+        raise CheckpointError(
+            f"{path}: is of step {files.shown(state['step'])}, expected one in [0, 10^8)"
+        )
     return dict(state)
 
 
@@ -187,9 +225,17 @@ def _tie(path: Path, stored: dict[str, npt.NDArray[Any]], ties: Any) -> dict[str
         raise CheckpointError(f"{path / 'state.json'}: the ties of its weights cannot be read")
     for name, owner in ties.items():
         if not isinstance(owner, str) or owner not in stored:
-            raise CheckpointError(f"{path}: {name!r} is tied to {owner!r}, which is missing")
+            raise CheckpointError(
+                f"{path}: {files.shown(name)} is tied to {files.shown(owner)}, which is missing"
+            )
         stored[name] = stored[owner]
     return stored
+
+
+def checkpoint_steps(run: RunFolder) -> list[int]:
+    """The steps that have a checkpoint, rising; raises CheckpointError without their folder."""
+    names = files.list_directory(run.checkpoints)
+    return [int(found[1]) for found in map(_STEP.fullmatch, names) if found]
 
 
 def latest_checkpoint(run: RunFolder | Path | str) -> Path | None:
@@ -197,10 +243,19 @@ def latest_checkpoint(run: RunFolder | Path | str) -> Path | None:
 
     Raises CheckpointError if the run has no folder of checkpoints.
     """
-    folder = run.checkpoints if isinstance(run, RunFolder) else Path(run) / "checkpoints"
-    names = files.list_directory(folder)
-    steps = [name for name in names if _STEP.fullmatch(name)]
-    return folder / max(steps) if steps else None
+    run = run if isinstance(run, RunFolder) else RunFolder(Path(run))
+    steps = checkpoint_steps(run)
+    return run.checkpoint(steps[-1]) if steps else None
+
+
+def rotate(run: RunFolder, keep: int, best_step: int | None) -> None:
+    """Remove all checkpoints but the newest `keep` and the best. Call it after a verified save.
+
+    Raises StorageError.
+    """
+    for step in checkpoint_steps(run)[:-keep]:
+        if step != best_step:
+            files.remove_directory(run.checkpoint(step))
 
 
 def mark_best(run: RunFolder, step: int, metrics: Mapping[str, Any] | None = None) -> None:
@@ -219,6 +274,6 @@ def best_checkpoint(run: RunFolder) -> Path | None:
         return None
     content = files.read_json(marker)
     step = content.get("step") if isinstance(content, dict) else None
-    if not isinstance(step, int) or f"step-{step:08d}" not in names:
-        raise CheckpointError(f"{marker}: names step {step!r}, which has no checkpoint")
-    return run.checkpoints / f"step-{step:08d}"
+    if type(step) is not int or f"step-{step:08d}" not in names:
+        raise CheckpointError(f"{marker}: names step {files.shown(step)}, which has no checkpoint")
+    return run.checkpoint(step)

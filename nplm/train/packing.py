@@ -5,6 +5,7 @@ JSON alone would turn tuples into lists, integer keys into text, and refuse infi
 
 import base64
 import math
+import re
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -12,8 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nplm.errors import CheckpointError
+from nplm.files import shown
 
 Tensors = MutableMapping[str, npt.NDArray[Any]]
+
+_NOT_FINITE = {str(value): value for value in (math.inf, -math.inf, math.nan)}
+_NUMERIC = re.compile(r"[<>|=][biuf][0-9]{1,2}")
+_MAX_DIMENSIONS = 64  # NumPy's own limit
 
 
 def pack(value: Any, path: str, tensors: Tensors | None = None) -> Any:
@@ -75,33 +81,53 @@ def _pack_mapping(value: Mapping[Any, Any], path: str, tensors: Tensors | None) 
 def unpack(packed: Any, where: str, tensors: Mapping[str, npt.NDArray[Any]] | None = None) -> Any:
     """Undo `pack`.
 
-    Raises CheckpointError, which begins with `where`, for a tensor that is missing or a mark ($...)
-    that this version does not know.
+    Raises CheckpointError, which begins with `where`, for a tensor that is missing, a mark ($...)
+    that is damaged or not known to this version, and for what is nested too deeply.
     """
+    try:
+        return _unpack(packed, where, tensors or {})
+    except RecursionError:
+        raise CheckpointError(f"{where}: nested too deeply to be a state") from None
+
+
+def _unpack(packed: Any, where: str, tensors: Mapping[str, npt.NDArray[Any]]) -> Any:
     if isinstance(packed, list):
-        return [unpack(item, where, tensors) for item in packed]
+        return [_unpack(item, where, tensors) for item in packed]
     if not isinstance(packed, dict):
         return packed
     mark = next(iter(packed), "")
     if not mark.startswith("$"):
-        return {key: unpack(item, where, tensors) for key, item in packed.items()}
-    content = packed[mark]
+        return {key: _unpack(item, where, tensors) for key, item in packed.items()}
     try:
+        (content,) = packed.values()
         if mark == "$tensor":
-            if content not in (tensors or {}):
-                raise CheckpointError(f"{where}: tensor {content!r} is missing from the checkpoint")
-            return (tensors or {})[content]
+            if content not in tensors:
+                raise CheckpointError(
+                    f"{where}: tensor {shown(content)} is missing from the checkpoint"
+                )
+            return tensors[content]
         if mark == "$float":
-            return float(content)
+            return _NOT_FINITE[content]
         if mark == "$tuple":
-            return tuple(unpack(item, where, tensors) for item in content)
+            if not isinstance(content, list):
+                raise TypeError(f"expected a list, got {shown(content)}")
+            return tuple(_unpack(item, where, tensors) for item in content)
         if mark == "$int_keys":
-            return {int(key): unpack(item, where, tensors) for key, item in content.items()}
+            return {_whole(key): _unpack(item, where, tensors) for key, item in content.items()}
         if mark == "$array":
             return _outline(content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}: damaged {mark}: {error}") from None
-    raise CheckpointError(f"{where}: {mark!r} is not known to this version of nplm; update nplm")
+        raise CheckpointError(f"{where}: damaged {mark}: {str(error)[:200]}") from None
+    raise CheckpointError(
+        f"{where}: {shown(mark)} is not known to this version of nplm; update nplm"
+    )
+
+
+def _whole(key: str) -> int:
+    number = int(key)
+    if str(number) != key:  # "01" would take the place of "1"
+        raise ValueError(f"{shown(key)} is not how a whole number is written")
+    return number
 
 
 def _inline(array: npt.NDArray[Any], path: str) -> dict[str, Any]:
@@ -112,6 +138,11 @@ def _inline(array: npt.NDArray[Any], path: str) -> dict[str, Any]:
 
 
 def _outline(content: Mapping[str, Any]) -> npt.NDArray[Any]:
+    dtype, shape = content["dtype"], content["shape"]
+    if not _NUMERIC.fullmatch(dtype):  # NumPy would read much more as a dtype, objects too
+        raise ValueError(f"{shown(dtype)} is not a dtype of numbers")
+    if not all(type(n) is int and 0 <= n < 2**31 for n in shape) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"{shown(shape)} is not a shape")
     data = base64.b64decode(content["base64"], validate=True)
-    array = np.frombuffer(data, np.dtype(content["dtype"])).reshape(content["shape"])
+    array = np.frombuffer(data, np.dtype(dtype)).reshape(shape)
     return array.astype(array.dtype.newbyteorder("="))  # a copy: the buffer is read-only
