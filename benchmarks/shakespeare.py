@@ -101,7 +101,7 @@ def main() -> None:
     began = time.perf_counter()
     ours = train_nplm(job)
     between = time.perf_counter()
-    job.generator.manual_seed(arguments.seed)  # the same batches again
+    job.batches.generator.manual_seed(arguments.seed)  # the same batches again
     theirs = train_torch(job, twin)
     ended = time.perf_counter()
     figures = {

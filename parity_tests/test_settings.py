@@ -47,8 +47,8 @@ def test_a_run_takes_its_settings_from_the_file_and_flags_win(settings, capsys):
     run = next((settings / "there").iterdir())
     config = json.loads((run / "run.json").read_text())["config"]
     expected = {
-        "data": ["text.txt"], "steps": 2, "batch_size": 2, "context": 16, "lr": 0.002,
-        "clip_norm": None, "out": "there", "config": "settings.toml", "seed": 1337,
+        "data": [str(settings / "text.txt")], "steps": 2, "batch_size": 2, "context": 16,
+        "lr": 0.002, "clip_norm": None, "out": "there", "seed": 1337,
     }  # fmt: skip
     assert {name: config[name] for name in expected} == expected
     assert config["schedule"]["name"] == "step"
@@ -60,8 +60,8 @@ def test_a_run_takes_its_settings_from_the_file_and_flags_win(settings, capsys):
 
 def test_an_empty_file_leaves_every_default(tmp_path):
     (tmp_path / "empty.toml").write_text("")
-    made, problems = arguments.read_settings(TrainCommand, tmp_path / "empty.toml")
-    assert (made, problems) == (TrainCommand(), [])
+    made, problems = arguments.read_settings(TrainConfig, tmp_path / "empty.toml")
+    assert (made, problems) == (TrainConfig(), [])
 
 
 def as_toml(value):
@@ -76,8 +76,8 @@ def test_every_default_can_be_written_into_a_file(tmp_path):
         name = flag[2:].replace("-", "_")
         lines.append(f"{name} = {as_toml(attrgetter(name)(defaults))}")
     (tmp_path / "all.toml").write_text("\n".join(lines))
-    made, problems = arguments.read_settings(TrainCommand, tmp_path / "all.toml")
-    assert (made, problems) == (TrainCommand(), [])
+    made, problems = arguments.read_settings(TrainConfig, tmp_path / "all.toml")
+    assert (made, problems) == (TrainConfig(), [])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,9 @@ def test_every_default_can_be_written_into_a_file(tmp_path):
 def test_a_value_of_another_type_or_an_unknown_name_is_refused(tmp_path, line, says):
     (tmp_path / "wrong.toml").write_text(line)
     with pytest.raises(ConfigError) as refused:
-        arguments.parse(TrainCommand, ["--config", str(tmp_path / "wrong.toml")], "nplm train")
+        arguments.parse(
+            TrainCommand, ["--config", str(tmp_path / "wrong.toml")], "nplm train", TrainConfig
+        )
     assert says in str(refused.value)
     assert "wrong.toml: " in str(refused.value)
 
@@ -115,7 +117,7 @@ def test_a_value_of_another_type_or_an_unknown_name_is_refused(tmp_path, line, s
 def test_every_unknown_name_of_a_file_is_said_at_once(tmp_path_factory, table):
     path = tmp_path_factory.mktemp("toml") / "many.toml"
     path.write_text("".join(f"{name} = {value}\n" for name, value in table.items()))
-    _, problems = arguments.read_settings(TrainCommand, path)
+    _, problems = arguments.read_settings(TrainConfig, path)
     assert len(problems) == len(table)
     for name, problem in zip(table, problems):
         assert f"unknown setting {name!r}; did you mean" in problem

@@ -11,12 +11,12 @@ import dataclasses
 import difflib
 import io
 import tomllib
-import types
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, TypeVar, get_args, get_origin
 
 from nplm import files
 from nplm.errors import ConfigError
+from nplm.train.tables import converted, from_table, types_of
 
 
 class Checked(Protocol):
@@ -27,13 +27,14 @@ class Checked(Protocol):
 
 
 Config = TypeVar("Config", bound=Checked)
+Settings = TypeVar("Settings")
 
 
-def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
+def parse(config: type[Config], arguments: list[str], prog: str, settings: Any = None) -> Config:
     """A checked `config` from command-line arguments, on top of `--config FILE.toml` if given.
 
-    A field without a default has no flag, but a place. `--help` prints and ends (SystemExit 0).
-    Everything that is wrong, in the file and in the flags, is one ConfigError.
+    settings: what such a file may hold, a dataclass that `config` inherits from. `--help` prints
+    and ends (SystemExit 0). All that is wrong, in the file and in the flags, is one ConfigError.
     """
     try:
         import tyro
@@ -45,8 +46,9 @@ def parse(config: type[Config], arguments: list[str], prog: str) -> Config:
     problems: list[str] = []
     default: Any = tyro.MISSING_NONPROP
     path = None if {"-h", "--help"} & set(arguments) else _config_path(arguments)
-    if path is not None and "config" in get_type_hints(config):
-        default, problems = read_settings(config, path)
+    if path is not None and settings is not None:
+        made, problems = read_settings(settings, path)
+        default = config(**{f.name: getattr(made, f.name) for f in dataclasses.fields(settings)})
     found = _mistakes(flags_of(config), arguments)
     problems += found
     places: Any = tyro.conf.PositionalRequiredArgs
@@ -118,7 +120,7 @@ def _problem(text: str, hint: Any) -> str | None:
             value = kind(text)
     inside = get_args(hint) or (hint,)
     try:
-        _converted(text if str in inside or Path in inside else value, hint)
+        converted(text if str in inside or Path in inside else value, hint)
     except TypeError as error:
         return f"expected {error}, got {text!r}"
     return None
@@ -143,83 +145,23 @@ def _config_path(arguments: list[str]) -> Path | None:
     return path
 
 
-def read_settings(config: type[Config], path: Path) -> tuple[Config, list[str]]:
+def read_settings(settings: type[Settings], path: Path) -> tuple[Settings, list[str]]:
     """The settings of a TOML file on top of the defaults, and what is wrong with the file.
 
-    Tables are the dataclasses inside `config`; '-' and '_' are the same in a key, and "None" is
-    the text for no value, as in a flag. Raises ConfigError for a file that is not TOML.
+    Raises ConfigError for a file that is not TOML.
     """
     try:
         table = tomllib.loads(files.read_bytes(path, error=ConfigError).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, 1,000 brackets
         raise ConfigError(f"{path}: expected a TOML file, got {error}") from None
-    settings = [
-        f[2:].replace("-", "_") for f in flags_of(config) if f not in ("--help", "--config")
-    ]
-    problems: list[str] = []
-    made = _filled(config, table, "", settings, problems)
+    made, problems = from_table(settings, table)
     return made, [f"{path}: {problem}" for problem in problems]
 
 
-def _filled(
-    config: Any, table: dict[str, Any], prefix: str, settings: list[str], problems: list[str]
-) -> Any:
-    """A `config` from one table of the file; `settings` are the names that the whole file knows."""
-    hints = get_type_hints(config)
-    values = {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        where = prefix + name
-        if name in values:
-            problems.append(f"{where}: given twice, with '-' and with '_'")
-        elif name not in hints or where == "config":
-            near = difflib.get_close_matches(where, settings, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            if where in settings and "." in name:
-                hint = f"; write it in a table: [{where.rpartition('.')[0]}]"
-            problems.append(f"unknown setting {where!r}{hint}")
-        elif dataclasses.is_dataclass(hints[name]):
-            if isinstance(value, dict):
-                values[name] = _filled(hints[name], value, where + ".", settings, problems)
-            else:
-                problems.append(f"{where}: expected a table [{where}], got {value!r}")
-        else:
-            try:
-                values[name] = _converted(value, hints[name])
-            except TypeError as error:
-                problems.append(f"{where}: expected {error}, got {value!r}")
-    return config(**values)
-
-
-def _converted(value: Any, hint: Any) -> Any:
-    """A TOML value as the type of a field; TypeError with the type's name where it is another."""
-    origin, inside = get_origin(hint), get_args(hint)
-    if origin is types.UnionType:  # X | None
-        if value == "None":
-            return None
-        try:
-            return _converted(value, inside[0])
-        except TypeError as error:
-            raise TypeError(f"{error} or None") from None
-    if origin is Literal:
-        if value not in inside:
-            raise TypeError(" or ".join(repr(choice) for choice in inside))
-        return value
-    if origin is tuple:
-        listed = value if isinstance(value, list) else [value]
-        return tuple(_converted(item, inside[0]) for item in listed)
-    if hint is float and type(value) is int:
-        try:
-            return float(value)
-        except OverflowError:
-            raise TypeError("a number below 1e308") from None
-    if hint is Path and type(value) is str:
-        if not value or "\0" in value:
-            raise TypeError("a path")
-        return Path(value)
-    if type(value) is not hint:
-        raise TypeError({int: "a whole number", float: "a number"}.get(hint, "text"))
-    return value
+def given_flags(config: Any, arguments: list[str]) -> list[str]:
+    """The flags of `config` that stand among the arguments."""
+    words = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    return [flag for flag in flags_of(config) if flag in words]
 
 
 def _unknown(flag: str, known: list[str]) -> str:
@@ -227,14 +169,13 @@ def _unknown(flag: str, known: list[str]) -> str:
     return f"unknown flag {flag!r}" + (f"; did you mean {near[0]}?" if near else "; see --help")
 
 
-def flags_of(config: Any, prefix: str = "--") -> dict[str, Any]:
-    """Every flag of a dataclass with its type, those of dataclasses inside it with a dot."""
-    flags: dict[str, Any] = {"--help": bool} if prefix == "--" else {}
-    hints = get_type_hints(config)
-    for field in dataclasses.fields(config):
-        name, hint = prefix + field.name.replace("_", "-"), hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            flags |= flags_of(hint, name + ".")
-        elif prefix != "--" or field.default is not field.default_factory:
-            flags[name] = hint
-    return flags
+def flags_of(config: Any) -> dict[str, Any]:
+    """Every flag of a dataclass with its type; a field without a default has a place, no flag."""
+    places = {
+        field.name
+        for field in dataclasses.fields(config)
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    types = types_of(config)
+    flags = {"--" + name.replace("_", "-"): types[name] for name in types if name not in places}
+    return {"--help": bool, **flags}

@@ -5,14 +5,21 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from nplm.cli.arguments import parse
-from nplm.errors import DataError
+from nplm.cli.arguments import given_flags, parse
+from nplm.errors import ConfigError, DataError
 from nplm.train import job as training
 from nplm.train.config import TrainConfig
+from nplm.train.resume import corpus_of, newest_run, settings_of
+from nplm.train.run import RunFolder
 from nplm.train.step import StepRecord
+
+# With --resume a run keeps its settings: these alone may be given, and change no result.
+WITH_RESUME = (
+    "--resume", "--out", "--device", "--threads", "--log-every", "--checkpoint-every", "--keep",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,23 +27,52 @@ class TrainCommand(TrainConfig):
     """Train a decoder on text.  The defaults are nanoGPT's character model for a CPU."""
 
     config: Path | None = None  # TOML file of these settings ([schedule] and [stop] are tables)
+    resume: str | None = None  # a run's folder, or newest (below --out): go on with it
 
 
 def main(arguments: list[str]) -> int:
     """Train, show the progress, and end with the run folder and what to type next."""
-    config = parse(TrainCommand, arguments, "nplm train")
-    job = training.prepare(config)
+    command = parse(TrainCommand, arguments, "nplm train", TrainConfig)
+    folder, config, corpus = None, _settings(command), None
+    if command.resume is not None:
+        folder, config = _resumed(command, given_flags(TrainCommand, arguments))
+        corpus = corpus_of(folder, config)
+    job = training.prepare(config, corpus)
     print(job.plan(), flush=True)
-    result = training.run(job, *_display(job.total))
+    result = training.run(job, *_display(job.total), resume=folder)
+    path = shlex.quote(str(result.folder.path))
+    if result.signal is not None:
+        print(f"interrupted, and a checkpoint is kept\nnext       nplm train --resume {path}")
+        return 128 + result.signal
     if result.stopped is not None:
         print(f"stopped    {result.stopped}")
+    elif folder is not None and result.resumed_at == job.total:
+        print(f"finished   all {job.total:,} updates were made before")
     if result.best_step is not None:
         print(f"best       step {result.best_step}, validation loss {result.best_loss:.4f}")
     print(f"run folder {result.folder.path}")
-    run = shlex.quote(str(result.folder.path))
-    print(f"next       nplm generate {run}{_prompt(job)}")
-    print(f"           nplm generate {run} --temperature 0.5 --seed 2")
+    print(f"next       nplm generate {path}{_prompt(job)}")
+    print(f"           nplm generate {path} --temperature 0.5 --seed 2")
     return 0
+
+
+def _settings(command: TrainCommand) -> TrainConfig:
+    """A command's settings, without what is only the command's."""
+    return TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
+
+
+def _resumed(command: TrainCommand, given: list[str]) -> tuple[RunFolder, TrainConfig]:
+    """The run to go on with, and its settings with the few that may change."""
+    if others := [flag for flag in given if flag not in WITH_RESUME]:
+        raise ConfigError(
+            f"--resume: a run keeps its settings, so leave out {', '.join(others)}; with it may "
+            f"stand {', '.join(WITH_RESUME[1:])}"
+        )
+    newest = command.resume == "newest"
+    folder = newest_run(command.out) if newest else RunFolder.open(str(command.resume))
+    names = [flag[2:].replace("-", "_") for flag in given if flag not in ("--resume", "--out")]
+    changes = {name: getattr(command, name) for name in names}
+    return folder, replace(settings_of(folder), **changes)
 
 
 def _display(

@@ -21,7 +21,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     # settings of TrainConfig, what they should be, and whether a value is; None is always good
     (
         "batch_size accumulate eval_every log_every sample_length context epochs stop.patience "
-        "schedule.step_size",
+        "keep checkpoint_every schedule.step_size",
         f"at least 1, at most {LARGEST:,}",
         lambda n: 1 <= n <= LARGEST,
     ),
@@ -87,6 +87,8 @@ class TrainConfig:
     clip_norm: float | None = 1.0  # largest gradient norm; None: no clipping
     eval_every: int | None = None  # updates between validations; None: 500, or an epoch
     log_every: int = 50  # updates between lines
+    checkpoint_every: int | None = None  # updates between checkpoints; None: at validations
+    keep: int = 2  # newest checkpoints that stay, beside the best one
     sample_length: int = 300  # tokens
     seed: int = 1337  # of weights, batches, dropout and samples
     device: str = "cpu"  # cpu (NumPy), torch:cpu or cuda

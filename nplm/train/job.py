@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 from nplm import backend, files, random
@@ -18,7 +17,7 @@ from nplm.data.dataloader import DataLoader
 from nplm.data.loader import RandomWindows, SequentialWindows, TokenWindows, collate_windows
 from nplm.data.text import Corpus, default_corpus, read_corpus, split_tokens
 from nplm.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
-from nplm.errors import ConfigError, NonFiniteError, NplmError
+from nplm.errors import CheckpointError, ConfigError, NonFiniteError, NplmError
 from nplm.generation import generate
 from nplm.models.config import DecoderConfig, preset
 from nplm.models.decoder import Decoder
@@ -28,11 +27,13 @@ from nplm.optim.lr_scheduler import LRScheduler, StepLR
 from nplm.optim.optimizer import Optimizer
 from nplm.optim.schedules import warmup_constant, warmup_cosine
 from nplm.train import report
-from nplm.train.checkpoint import mark_best, save_checkpoint
+from nplm.train.checkpoint import checkpoint_steps, mark_best, rotate, save_checkpoint
 from nplm.train.config import DEFAULT_STEPS, TrainConfig
 from nplm.train.early_stopping import EarlyStopping
+from nplm.train.interruption import Interruption
 from nplm.train.loop import evaluate, fit
-from nplm.train.run import RunFolder
+from nplm.train.resume import Progress, load_states, newest_good, progress_of
+from nplm.train.run import RunFolder, blas_in_words
 from nplm.train.step import StepRecord
 
 SAMPLE_TEMPERATURE = 0.6  # of the samples that a run prints: below 1, small models spell better
@@ -51,7 +52,7 @@ class Job:
     model: Decoder
     optimizer: Optimizer
     scheduler: LRScheduler
-    generator: random.Generator  # draws the training batches
+    stopper: EarlyStopping | None
     batches: RandomWindows | DataLoader[Any]
     validation: SequentialWindows
     total: int  # updates, if nothing stops it before
@@ -91,17 +92,24 @@ class Result:
     best_step: int | None  # None: every validation loss was NaN
     best_loss: float  # over the whole validation part
     stopped: str | None  # why it ended early, or None
+    signal: int | None = None  # what interrupted it, or None
+    resumed_at: int = 0  # updates that were made before
 
 
-def prepare(config: TrainConfig) -> Job:
-    """Check the settings, read the text and build the model.  Nothing is written yet."""
+def prepare(config: TrainConfig, corpus: Corpus | None = None) -> Job:
+    """Check the settings, read the text (or take `corpus`) and build the model.
+
+    Nothing is written yet.
+    """
     config.check()
     # What is missing is said before any work: the device, what writes checkpoints, the threads.
     backend.require_device(config.device)
     files.require_safetensors()
     if config.threads is not None:
         _threadpool_limits()
-    corpus = read_corpus(config.data) if config.data else default_corpus()
+    files.require_filelock()
+    if corpus is None:
+        corpus = read_corpus(config.data) if config.data else default_corpus()
     tokenizer: Tokenizer = (
         ByteTokenizer() if config.tokenizer == "byte" else CharTokenizer.from_text(corpus.text)
     )
@@ -119,9 +127,12 @@ def prepare(config: TrainConfig) -> Job:
     optimizer = AdamW(
         decay_groups(model, config.weight_decay), lr=config.lr, betas=(config.beta1, config.beta2)
     )
+    stopper = None  # it only judges: the best weights are in the best checkpoint
+    if config.stop.patience is not None:
+        stopper = EarlyStopping(config.stop.patience, delta=config.stop.delta or 0, path=None)
     return Job(
         config, corpus, tokenizer, model, optimizer, _scheduler(config, optimizer, total),
-        generator, batches, SequentialWindows(validation, context, 4 * config.batch_size),
+        stopper, batches, SequentialWindows(validation, context, 4 * config.batch_size),
         total, len(train),
     )  # fmt: skip
 
@@ -163,60 +174,131 @@ def run(
     job: Job,
     say: Say = print,
     progress: Callable[[Iterator[StepRecord]], Iterator[StepRecord]] = iter,
+    *,
+    resume: RunFolder | None = None,
 ) -> Result:
     """Train, validate, sample and save; `say` gets each line, `progress` may wrap the records.
 
-    The run folder gets metrics.jsonl, samples.jsonl, and a checkpoint of the best and of the last
-    step.
+    The run folder gets metrics.jsonl, samples.jsonl and checkpoints; `resume` goes on in the folder
+    of a run that was begun with the job's settings. SIGINT and SIGTERM end it after an update, with
+    a checkpoint. Raises RunInUseError if another process trains in the folder.
     """
-    c = job.config
-    folder = RunFolder.create(
-        c.out, c.name or c.preset, dataclasses.asdict(c), seed=c.seed, corpus=job.corpus,
-        tokenizer=job.tokenizer,
+    folder = resume or _new_folder(job)
+    with files.lock(folder.path), _threads(job.config.threads), Interruption() as interruption:
+        if resume is None:
+            state = Progress()
+            folder.begin_attempt(1, 0, 0, 0, job.config.device)
+        else:
+            state = _restored(job, folder, say)
+        state.blas = blas_in_words()
+        if resume is None:
+            _save(job, folder, state)  # from here on there is something to resume
+        resumed_at = state.step
+        if not _is_over(job, state):
+            _train(job, folder, state, say, progress, interruption)
+    return Result(
+        folder, state.best_step, state.best_loss, job.stopper.reason if job.stopper else None,
+        interruption.received, resumed_at,
     )  # fmt: skip
-    stopper = None  # it only judges: the best weights are in the best checkpoint
-    if c.stop.patience is not None:
-        stopper = EarlyStopping(c.stop.patience, delta=c.stop.delta or 0, path=None)
-    best_step, best_loss, loss = None, math.inf, math.nan
-    began, since, tokens = perf_counter(), 0.0, 0
-    with _threads(c.threads):
-        records = fit(
-            job.model, job.optimizer, job.batches, accumulate=c.accumulate,
-            scheduler=job.scheduler, scheduler_unit=c.schedule.unit, clip_norm=c.clip_norm,
-            epochs=c.epochs, steps=job.total,
-        )  # fmt: skip
-        for record in progress(records):
-            since, tokens = since + record.seconds, tokens + record.n_targets
-            metrics = _metrics(record)
-            last = record.step == job.total
-            evaluated = last or _is_due(c, record)
-            if evaluated:
-                loss = metrics["validation_loss"] = evaluate(job.model, job.validation).loss
-                if not math.isfinite(loss):
-                    raise NonFiniteError(
-                        f"the validation loss is {loss} after step {record.step}: the last update "
-                        "broke the weights, earlier checkpoints are kept; lower the learning rate"
-                    )
-                if stopper is not None:
-                    stopper(loss, step=record.step)
-                    last = last or stopper.early_stop
-            folder.log_metrics(metrics)
-            if evaluated:  # saved before anything is printed, which may fail
-                if loss < best_loss or last:
-                    _save(job, folder, record.step, metrics, loss < best_loss)
-                if loss < best_loss:
-                    best_step, best_loss = record.step, loss
-            if evaluated or record.step % c.log_every == 0:
-                left = (perf_counter() - began) / record.step * (job.total - record.step)
-                say(report.line(metrics, tokens / since, left))
-                since, tokens = 0.0, 0
-            if evaluated:
-                if stopper is not None and stopper.counter:
-                    say(f"           not improved: {stopper.counter} of {stopper.patience}")
-                _sample(job, folder, record.step, say)
-            if last:
-                break
-    return Result(folder, best_step, best_loss, stopper.reason if stopper else None)
+
+
+def _train(
+    job: Job,
+    folder: RunFolder,
+    state: Progress,
+    say: Say,
+    progress: Callable[[Iterator[StepRecord]], Iterator[StepRecord]],
+    interruption: Interruption,
+) -> None:
+    """The loop: everything that a strategy decides is a statement in it."""
+    c, stopper = job.config, job.stopper
+    pace = report.Pace(state.step, job.total)
+    records = fit(
+        job.model, job.optimizer, job.batches, accumulate=c.accumulate, scheduler=job.scheduler,
+        scheduler_unit=c.schedule.unit, clip_norm=c.clip_norm, epochs=c.epochs, steps=job.total,
+        first_step=state.step, first_epoch=state.epoch,
+    )  # fmt: skip
+    for record in progress(records):
+        pace.note(record.n_targets, record.seconds)
+        state.step, state.epoch = record.step, record.epoch + record.epoch_ended
+        state.seconds += record.seconds
+        metrics, sample = _metrics(record), None
+        evaluated = record.step == job.total or _is_due(c, record)
+        if evaluated:
+            loss = metrics["validation_loss"] = _validation_loss(job, record.step)
+            if loss < state.best_loss:
+                state.best_step, state.best_loss = record.step, loss
+            if stopper is not None:
+                stopper(loss, step=record.step)
+            sample = _sample(job)
+        folder.log_metrics(metrics)
+        if sample is not None:
+            folder.log_sample(record.step, job.tokenizer.opening, sample)
+        over = _is_over(job, state) or interruption.received is not None
+        every = c.checkpoint_every
+        if evaluated or over or (every is not None and record.step % every == 0):
+            _save(job, folder, state, metrics)  # before anything is printed, which may fail
+        if evaluated or record.step % c.log_every == 0:
+            say(report.line(metrics, *pace.take()))
+        if stopper is not None and evaluated and stopper.counter:
+            say(f"           not improved: {stopper.counter} of {stopper.patience}")
+        if sample is not None:
+            say(report.quoted(record.step, sample))
+        if over:
+            break
+
+
+def _new_folder(job: Job) -> RunFolder:
+    c = job.config
+    paths = tuple(path.absolute() for path in c.data)  # whatever folder a resumption starts in
+    return RunFolder.create(
+        c.out, c.name or c.preset, dataclasses.asdict(dataclasses.replace(c, data=paths)),
+        seed=c.seed, corpus=job.corpus, tokenizer=job.tokenizer,
+    )  # fmt: skip
+
+
+def _restored(job: Job, folder: RunFolder, say: Say) -> Progress:
+    """Put the newest good checkpoint's state into the job's parts, and the folder back to it."""
+    checkpoint = newest_good(folder, say)
+    state = progress_of(checkpoint)
+    if checkpoint.tokenizer != job.tokenizer.to_dict():
+        raise CheckpointError(f"{checkpoint.path}: its tokenizer is not that of this run's text")
+    generators = checkpoint.generators or {}
+    if "default" not in generators:
+        raise CheckpointError(f"{checkpoint.path}: its state of the random stream is missing")
+    load_states(checkpoint, {
+        "model": job.model, "optimizer": job.optimizer, "scheduler": job.scheduler,
+        "stopper": job.stopper, "loader": job.batches,
+    })  # fmt: skip
+    random.default_generator.set_state(generators["default"])
+    for step in checkpoint_steps(folder):
+        if step > state.step:
+            files.set_aside(folder.checkpoint(step))  # rejected, and in the way
+    if state.best_step is not None and state.best_step in checkpoint_steps(folder):
+        mark_best(folder, state.best_step)
+    if state.blas != blas_in_words():
+        say(f"note       another BLAS than before, so bits may differ: {state.blas or 'unknown'}")
+    state.attempt += 1
+    folder.begin_attempt(
+        state.attempt, state.step, state.metrics_bytes, state.samples_bytes, job.config.device
+    )
+    say(f"resumed    after step {state.step}, attempt {state.attempt}")
+    return state
+
+
+def _is_over(job: Job, state: Progress) -> bool:
+    stopped = job.stopper is not None and job.stopper.early_stop
+    return stopped or state.step >= job.total
+
+
+def _validation_loss(job: Job, step: int) -> float:
+    loss = evaluate(job.model, job.validation).loss
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"the validation loss is {loss} after step {step}: the last update broke the weights, "
+            "earlier checkpoints are kept; lower the learning rate"
+        )
+    return loss
 
 
 def _is_due(config: TrainConfig, record: StepRecord) -> bool:
@@ -234,31 +316,29 @@ def _metrics(record: StepRecord) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _sample(job: Job, folder: RunFolder, step: int, say: Say) -> None:
+def _sample(job: Job) -> str:
     """A text from a stream of its own: sampling never draws from the training stream."""
-    prompt = job.tokenizer.opening
     generator = random.Generator().manual_seed(job.config.seed)
     ids = generate(
-        job.model, list(job.tokenizer.encode(prompt)), job.config.sample_length,
+        job.model, list(job.tokenizer.encode(job.tokenizer.opening)), job.config.sample_length,
         temperature=SAMPLE_TEMPERATURE, generator=generator,
     )  # fmt: skip
-    text = job.tokenizer.decode(list(ids))
-    folder.log_sample(step, prompt, text)
-    say(
-        "\n".join(
-            [f"sample at step {step}:", *("    " + line for line in text.strip().splitlines())]
-        )
-    )
+    return job.tokenizer.decode(list(ids))
 
 
-def _save(job: Job, folder: RunFolder, step: int, metrics: dict[str, Any], best: bool) -> None:
+def _save(
+    job: Job, folder: RunFolder, state: Progress, metrics: dict[str, Any] | None = None
+) -> None:
+    """Keep everything that the next update depends on: the next window begins here."""
+    state.__dict__.update(folder.sizes())
     save_checkpoint(
-        folder, step, model=job.model, optimizer=job.optimizer, scheduler=job.scheduler,
-        generators={"default": random.default_generator, "batches": job.generator},
-        tokenizer=job.tokenizer, metrics=metrics,
+        folder, state.step, model=job.model, optimizer=job.optimizer, scheduler=job.scheduler,
+        stopper=job.stopper, loader=job.batches, generators={"default": random.default_generator},
+        tokenizer=job.tokenizer, metrics=metrics, progress=dataclasses.asdict(state),
     )  # fmt: skip
-    if best:
-        mark_best(folder, step, metrics)
+    if state.best_step == state.step and metrics is not None:
+        mark_best(folder, state.step, metrics)
+    rotate(folder, job.config.keep, state.best_step)
 
 
 def _threads(n: int | None) -> AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 from nplm.models.config import DecoderConfig
@@ -37,6 +38,34 @@ def line(metrics: dict[str, Any], tokens_per_second: float, seconds_left: float)
         + (f"validation {validation:.4f}  " if validation is not None else " " * 19)
         + f"lr {metrics['lr']:.2e}  norm {metrics['grad_norm']:.2f}  "
         + f"{tokens_per_second:6,.0f} tok/s  left {clock(seconds_left)}"
+    )
+
+
+class Pace:
+    """Tokens per second since the last line, and the time that is left."""
+
+    def __init__(self, step: int, total: int) -> None:
+        self._first, self._step, self._total = step, step, total
+        self._began = perf_counter()
+        self._tokens, self._seconds = 0, 0.0
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """One more update, of so many tokens in so many seconds."""
+        self._step += 1
+        self._tokens, self._seconds = self._tokens + tokens, self._seconds + seconds
+
+    def take(self) -> tuple[float, float]:
+        """(tokens per second since the last call, seconds left, validations included)"""
+        rate = self._tokens / self._seconds
+        self._tokens, self._seconds = 0, 0.0
+        done = self._step - self._first
+        return rate, (perf_counter() - self._began) / done * (self._total - self._step)
+
+
+def quoted(step: int, sample: str) -> str:
+    """A sample, indented below its step."""
+    return "\n".join(
+        [f"sample at step {step}:", *("    " + row for row in sample.strip().splitlines())]
     )
 
 

@@ -1,6 +1,7 @@
 """A run is a folder: how it was made (run.json), what it measured, what it wrote, its checkpoints.
 
-runs/<date>_<name>/  run.json  metrics.jsonl  samples.jsonl  corpus.txt  checkpoints/
+runs/<date>_<name>/  run.json  attempts.jsonl  metrics.jsonl  samples.jsonl  corpus.txt
+                     checkpoints/  .lock
 """
 
 import dataclasses
@@ -98,18 +99,23 @@ class RunFolder:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` updates."""
+        return self.checkpoints / f"step-{step:08d}"
+
     def info(self) -> dict[str, Any]:
         """Return what run.json holds; raises CheckpointError if it is missing or damaged."""
         path = self.path / "run.json"
         record = files.read_json(path)
-        if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
+        version = record.get("format_version") if isinstance(record, dict) else None
+        if type(version) is not int:
             raise CheckpointError(f"{path}: not a description of a run")
-        if record["format_version"] > FORMAT_VERSION:
+        if version > FORMAT_VERSION:
             raise CheckpointError(
-                f"{path}: format version {record['format_version']} was written by a newer nplm, "
+                f"{path}: format version {files.shown(version)} was written by a newer nplm, "
                 f"this one reads {FORMAT_VERSION}; update nplm"
             )
-        return record
+        return dict(record)
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl; 0-d arrays become numbers, NaN the text "NaN".
@@ -118,6 +124,37 @@ class RunFolder:
         """
         line = json.dumps(_jsonable(metrics, "metrics"), allow_nan=False)
         files.append_line(self.path / "metrics.jsonl", line)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of what grows line by line: how much of it belongs to the updates so far."""
+        return {
+            "metrics_bytes": files.size_of(self.path / "metrics.jsonl"),
+            "samples_bytes": files.size_of(self.path / "samples.jsonl"),
+        }
+
+    def begin_attempt(
+        self, attempt: int, step: int, metrics_bytes: int, samples_bytes: int, device: str
+    ) -> None:
+        """Tidy up after whoever held the lock before, and write a line to attempts.jsonl.
+
+        What metrics.jsonl and samples.jsonl hold beyond `step` is cut off and kept in
+        `metrics.attempt-<n>.jsonl` and the like, n being the attempt that wrote it.
+        """
+        files.sweep(self.checkpoints)
+        for name, n_bytes in (("metrics", metrics_bytes), ("samples", samples_bytes)):
+            if files.size_of(self.path / f"{name}.jsonl") != n_bytes:
+                tail = self.path / f"{name}.attempt-{attempt - 1}.jsonl"
+                files.cut_lines(self.path / f"{name}.jsonl", n_bytes, tail)
+        record = {
+            "attempt": attempt,
+            "from_step": step,
+            "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": shlex.join(sys.argv),
+            "device": device,
+            "versions": _versions(),
+            "blas": _blas(),
+        }
+        files.append_line(self.path / "attempts.jsonl", json.dumps(_jsonable(record, "attempt")))
 
     def log_sample(self, step: int, prompt: str, text: str) -> None:
         """Append a generated text to samples.jsonl. Raises StorageError."""
@@ -166,6 +203,14 @@ def _versions() -> dict[str, str]:
         "nplm": own,
         "platform": platform.platform(),
     }
+
+
+def blas_in_words() -> str:
+    """Every BLAS in the process with its version and threads, on one line; "" if unknown."""
+    return ", ".join(
+        f"{pool['internal_api']} {pool['version']} ({pool['architecture']}) x{pool['num_threads']}"
+        for pool in _blas() or []
+    )
 
 
 def _blas() -> list[dict[str, Any]] | None:

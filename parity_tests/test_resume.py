@@ -1,0 +1,174 @@
+"""A run that was stopped and resumed is the run that was not, to the byte."""
+
+import contextlib
+import os
+import random as pythons_random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from small_runs import (
+    UPDATES,
+    begin,
+    end_of,
+    go_on,
+    go_on_in_a_fresh_process,
+    small_config,
+)
+
+import nplm
+from nplm.train import job as training
+from nplm.train import resume
+from nplm.train.checkpoint import checkpoint_steps
+from nplm.train.run import RunFolder
+
+pytestmark = pytest.mark.run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nobody stopped: how it ended, and all that it left."""
+    result = begin(small_config(tmp_path_factory.mktemp("whole")))
+    return result, end_of(result.folder)
+
+
+def test_the_run_has_everything_in_it(whole):
+    result, end = whole
+    metrics = end["metrics"]
+    assert [m["step"] for m in metrics] == list(range(1, UPDATES + 1))
+    assert {m["epoch"] for m in metrics} == {0, 1}
+    assert {m["lr"] for m in metrics} == {0.03, 0.03 * 0.1}
+    assert sorted({m["tokens"] for m in metrics}) == [40, 71, 72]  # padding, and a short window
+    assert f"up to step {UPDATES}" in result.stopped
+    assert end["state"]["stopper"]["counter"] == 5
+    assert end["best"] == end["state"]["progress"]["best_step"] == UPDATES
+
+
+@pytest.mark.parametrize("step", range(1, UPDATES + 1))
+def test_stopped_after_any_update_and_resumed_in_a_fresh_process_nothing_differs(
+    whole, tmp_path, step
+):
+    result = begin(small_config(tmp_path), stop_at=step)
+    assert result.signal == signal.SIGTERM
+    assert checkpoint_steps(result.folder)[-1] == step
+    (tmp_path / "elsewhere").mkdir()
+    go_on_in_a_fresh_process(result.folder.path, tmp_path / "elsewhere", hash_seed=step)
+    assert end_of(result.folder) == whole[1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_chains_of_stops_change_nothing(whole, tmp_path, seed):
+    draw = pythons_random.Random(seed)
+    step, folder = 0, None
+    while step < UPDATES:
+        step += draw.randint(1, 9)
+        if folder is None:
+            folder = begin(small_config(tmp_path, checkpoint_every=draw.randint(1, 5)), step).folder
+        else:
+            go_on(folder, step, keep=draw.randint(1, 3))
+    go_on(folder)
+    assert end_of(folder) == whole[1]
+
+
+# ---- every component of the state is needed ------------------------------------------------------
+LEFT_OUT = ["model", "optimizer", "scheduler", "stopper", "loader", "random stream", "epoch",
+            "best_loss", "metrics_bytes", "samples_bytes"]  # fmt: skip
+
+
+@pytest.mark.parametrize("left_out", LEFT_OUT)
+def test_a_resumption_without_any_one_component_is_noticed(whole, tmp_path, monkeypatch, left_out):
+    stop_at, changes, expected = 23, {}, whole[1]
+    if left_out == "best_loss":  # a run that ends on losses above its best one
+        stop_at, changes = 5, {"steps": 8}
+        (tmp_path / "other").mkdir()
+        expected = end_of(begin(small_config(tmp_path / "other", **changes)).folder)
+        assert expected["best"] == 4
+    result = begin(small_config(tmp_path, **changes), stop_at)
+    if left_out.endswith("_bytes"):  # lines of updates that no checkpoint has
+        for name in ("metrics", "samples"):
+            with (result.folder.path / f"{name}.jsonl").open("a") as file:
+                file.write('{"step": 24}\n')
+    real_load, real_progress = resume.load_states, resume.progress_of
+
+    def load_states(checkpoint, parts):
+        real_load(checkpoint, {name: part for name, part in parts.items() if name != left_out})
+
+    def progress_of(checkpoint):
+        state = real_progress(checkpoint)
+        if left_out.endswith("_bytes"):
+            setattr(state, left_out, RunFolder(result.folder.path).sizes()[left_out])
+        elif hasattr(state, left_out):
+            setattr(state, left_out, getattr(resume.Progress(), left_out))
+        return state
+
+    monkeypatch.setattr(training, "load_states", load_states)
+    monkeypatch.setattr(training, "progress_of", progress_of)
+    if left_out == "random stream":
+        monkeypatch.setattr(nplm.random.default_generator, "set_state", lambda state: None)
+    go_on(result.folder)
+    with contextlib.suppress(KeyError):  # a line without its fields
+        assert end_of(result.folder) != expected
+
+
+def test_a_resumption_with_every_component_is_not(whole, tmp_path):
+    result = begin(small_config(tmp_path), stop_at=23)
+    go_on(result.folder)
+    assert end_of(result.folder) == whole[1]
+
+
+# ---- kills ---------------------------------------------------------------------------------------
+def killed_runs(folder: Path, kills: int, seed: int) -> list[RunFolder]:
+    """Runs that were begun and resumed until they ended, with `kills` SIGKILLs in all.
+
+    Every attempt is a fork of this process, which has everything loaded.
+    """
+    draw, runs, n = pythons_random.Random(seed), [], 0
+    while n < kills:
+        base = folder / f"{len(runs)}"
+        base.mkdir()
+        config, ended = small_config(base, checkpoint_every=3, keep=2), False
+        while not ended:
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    found = list(base.glob("runs/*/checkpoints/step-*"))
+                    if found:
+                        go_on(found[0].parent.parent)
+                    else:
+                        shutil.rmtree(base / "runs", ignore_errors=True)
+                        begin(config)
+                    status = 0
+                finally:
+                    os._exit(status)
+            if n < kills:
+                time.sleep(draw.uniform(0, 0.25))
+                os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            n += os.WIFSIGNALED(status)
+            ended = os.WIFEXITED(status)
+            assert not ended or os.WEXITSTATUS(status) == 0
+        runs.append(RunFolder(next((base / "runs").iterdir())))
+    return runs
+
+
+def check_killed_runs(whole, folder, kills, seed):
+    runs = killed_runs(folder, kills, seed)
+    for run in runs:
+        assert end_of(run) == whole[1], run.path
+        left = [p.name for p in run.checkpoints.iterdir() if p.name[0] == "."]
+        assert not left
+        assert len(checkpoint_steps(run)) <= 3  # the newest two and the best
+    attempts = sum(len((r.path / "attempts.jsonl").read_text().splitlines()) for r in runs)
+    print(f"{kills} kills in {len(runs)} runs, {attempts} attempts that began")
+
+
+def test_two_hundred_kills_at_random_moments_lose_nothing(whole, tmp_path):
+    check_killed_runs(whole, tmp_path, 200, seed=int(os.environ.get("NPLM_KILL_SEED", "1")))
+
+
+@pytest.mark.slow
+def test_two_thousand_kills_at_random_moments_lose_nothing(whole, tmp_path):
+    check_killed_runs(whole, tmp_path, 2000, seed=int(time.time()))
