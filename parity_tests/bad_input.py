@@ -86,6 +86,12 @@ BAD = {
     "`--stop.delta` not a number": (["train", "--stop.delta", "nan"], 2, "stop.delta: expected a"),
     "`--eval-every` below 1": (["train", "--eval-every", "0"], 2, "eval_every: expected at least"),
     "`--log-every` below 1": (["train", "--log-every", "0"], 2, "log_every: expected at least"),
+    "`--checkpoint-every` below 1": (
+        ["train", "--checkpoint-every", "0"], 2, "checkpoint_every: expected at least 1"),
+    "`--keep` below 1": (["train", "--keep", "0"], 2, "keep: expected at least 1"),
+    "`--resume` with settings": (
+        ["train", "--resume", "folder", "--lr", "1", "--steps=9"], 2,
+        "a run keeps its settings, so leave out --data, --steps, --lr"),
     "`--sample-length` below 1": (
         ["train", "--sample-length", "0"], 2, "sample_length: expected at least"),
     "`--seed` outside 64 bits": (["train", "--seed", str(-(2**64))], 2, "seed: expected -2^63 to"),
@@ -133,6 +139,19 @@ BAD = {
     "`--data` a gzip file": (["train", "--data", "gzip.txt"], 3, "this is a gzip file"),
     "`--out` that cannot be written": (
         ["train", "--data", "ok.txt", "--out", "ok.txt/runs"], 5, "ok.txt"),
+    "`--resume` a folder that is no run": (["train", "--resume", "folder"], 3, "run.json"),
+    "`--resume newest` without a run": (
+        ["train", "--resume", "newest", "--out", "folder"], 3, "found none; train one first"),
+    "`check` without a run": (["check"], 2, "RUN is missing: expected nplm check RUN"),
+    "`check` on a folder that is no run": (["check", "folder"], 3, "not a run: it holds no run"),
+    "`compare` with fewer than two runs": (["compare", "folder"], 2, "two runs or more, got 1"),
+    "`compare` on a folder that is no run": (["compare", "folder", "folder"], 3, "run.json"),
+    "`presets show` an unknown name": (
+        ["presets", "show", "tiny-lama"], 2, "did you mean 'tiny-llama'?"),
+    "`presets` with other words": (["presets", "gpt2"], 2, "nplm presets show NAME"),
+    "an unknown flag of `doctor`": (["doctor", "--jsn"], 2, "did you mean '--json'?"),
+    "`doctor --out` without a folder": (["doctor", "--out"], 2, "--out: expected one argument"),
+    "`doctor --out` a file": (["doctor", "--out", "ok.txt"], 1, "ok.txt: is no folder"),
     "`generate` without a run": (["generate"], 2, "RUN is missing: expected nplm"),
     "`generate` on a folder that is no run": (["generate", "."], 3, "run.json"),
     "`--temperature` not a number": (
@@ -161,9 +180,31 @@ OTHERS = {
     "`--prompt` empty": (3, "test_cli.py::test_generate_refuses_what_the_model_cannot_do"),
     "a loss or gradient that is not finite": (
         4, "test_cli.py::test_a_loss_that_is_not_finite_ends_with_4"),
+    "a run whose text has changed": (3, "test_resume_faults.py::test_another_text_is_refused"),
+    "a run without a whole checkpoint": (
+        3, "test_resume_faults.py::"
+        "test_if_no_checkpoint_is_whole_nothing_is_changed_and_the_run_does_not_begin_again"),
+    "a run that ended before its first checkpoint": (
+        3, "test_resume_faults.py::"
+        "test_a_run_that_ended_before_its_first_checkpoint_is_not_begun_again"),
+    "a run that another process trains": (
+        6, "test_resume_faults.py::test_a_run_in_use_is_refused_by_the_command_line_with_6"),
+    "a disk that is full, read-only or broken": (
+        5, "test_resume_faults.py::test_a_disk_that_fails_leaves_the_last_good_checkpoint"),
+    "`check` of a run with a damaged part": (
+        3, "test_verbs.py::test_check_names_the_damaged_part_and_still_lists_the_others"),
+    "`doctor` without a package that training needs": (
+        1, "test_doctor.py::test_a_missing_needed_package_is_a_failure_with_its_command"),
+    "`doctor` where a self-test fails": (
+        1, "test_doctor.py::test_a_wrong_gradient_is_a_failure"),
     "standard output that is closed or full": (
         5, "test_cli_faults.py::test_an_output_that_cannot_be_written_ends_with_5"),
-    "Ctrl-C": (130, "test_cli_faults.py::test_ctrl_c_ends_with_130_and_whole_checkpoints"),
+    "Ctrl-C": (
+        130, "test_resume_faults.py::"
+        "test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on"),
+    "SIGTERM": (
+        143, "test_resume_faults.py::"
+        "test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on"),
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ _BELOW_TRAIN = f"{_BELOW_NN} nn models optim data files generation"
 MAY_IMPORT = {
     "errors": "",
     "random": "errors",
-    "files": "errors",
+    "files": "errors files",
     "backend": "errors backend",
     "autograd.graph": "errors",
     "autograd.grad_mode": "autograd.graph",

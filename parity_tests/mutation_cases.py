@@ -185,13 +185,13 @@ DATA = [
     _parity("bytes that are no character are dropped", "nplm/data/tokenizer.py",
             'codec = ("utf-8", "replace")', 'codec = ("utf-8", "ignore")',
             "test_tokenizer.py::test_any_bytes_decode_and_in_pieces_as_whole"),
-    _parity("hidden folders are read", "nplm/files.py",
+    _parity("hidden folders are read", "nplm/files/folders.py",
             'folders[:] = [name for name in folders if name[0] != "."]', "pass",
             "test_data.py::test_a_folder_is_read_as_its_text_files_in_the_order_of_their_paths"),
 ]  # fmt: skip
 
 COMMAND_LINE = [
-    _parity("an unknown setting of a file is ignored", "nplm/cli/arguments.py",
+    _parity("an unknown setting of a file is ignored", "nplm/train/tables.py",
             "problems.append(f\"unknown setting {where!r}{hint}\")", "pass",
             "test_settings.py::test_every_unknown_name_of_a_file_is_said_at_once"),
     _parity("the plan forgets attention's weights", "nplm/train/report.py",
@@ -201,7 +201,7 @@ COMMAND_LINE = [
             "scheduler_unit=c.schedule.unit", 'scheduler_unit="step"',
             "test_job.py::test_a_step_schedule_drops_after_epochs"),
     _parity("a run ignores its stopper", "nplm/train/job.py",
-            "last = last or stopper.early_stop", "pass",
+            "return stopped or state.step", "return state.step",
             "test_job.py::test_early_stopping_ends_the_run_says_why_and_keeps_the_best"),
     _parity("a page shows an older source", "nplm/optim/schedules.py",
             "        if step < warmup_steps:", "        if step <= warmup_steps:",
@@ -212,4 +212,46 @@ COMMAND_LINE = [
             "[early_stopping]"),
 ]  # fmt: skip
 
-MUTATIONS = [*HOUSE, *PARITY, *STRATEGIES, *DATA, *COMMAND_LINE]
+RUNS = [
+    _parity("a new folder is renamed and not synced", "nplm/files/manifest.py",
+            "            sync_directory(final.parent)\n            _read_back(final)",
+            "            _read_back(final)",
+            "test_file_faults.py::"
+            "test_whenever_the_power_fails_the_old_or_the_new_state_comes_back_whole"),
+    _parity("a manifest is not sealed", "nplm/files/manifest.py",
+            "    if version > 1 and data != _seal(version, entries):", "    if False:",
+            "test_damaged_checkpoints.py::test_every_truncation_of_every_file_is_refused"),
+    _parity("a failed removal leaves a folder under another name", "nplm/files/folders.py",
+            "            system.rename(doomed, path)\n", "",
+            "test_file_faults.py::"
+            "test_whichever_call_fails_what_was_there_stays_and_a_second_try_succeeds"),
+    _parity("a name may stand twice in a header", "nplm/files/single.py",
+            "object_pairs_hook=_unique", "object_pairs_hook=dict",
+            "test_hostile_files.py::"
+            "test_a_file_of_tensors_that_was_made_wrong_is_refused_with_file_and_tensor"),
+    _parity("metrics are not cut back", "nplm/train/run.py",
+            "                files.cut_lines(", "                (lambda *_: None)(",
+            "test_resume.py::test_two_hundred_kills_at_random_moments_lose_nothing"),
+    _parity("the random stream is not restored", "nplm/train/job.py",
+            'random.default_generator.set_state(generators["default"])', "pass",
+            "test_resume.py::test_a_resumption_with_every_component_is_not"),
+    _parity("a signal ends nothing", "nplm/train/job.py",
+            "or interruption.received is not None", "or False",
+            "test_resume_faults.py::"
+            "test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on"),
+    _parity("a run is not locked", "nplm/train/job.py",
+            "with files.lock(folder.path), _threads", "with _threads",
+            "test_resume_faults.py::"
+            "test_a_run_that_another_process_holds_is_refused_in_the_library_too"),
+    _parity("a checkpoint rotated away is damage", "nplm/cli/check.py",
+            "if step in checkpoint_steps(found.run):", "if True:",
+            "test_verbs.py::test_a_checkpoint_rotated_away_while_it_is_read_is_no_damage"),
+    _parity("the doctor accepts any gradient", "nplm/cli/doctor.py",
+            "if not _close(slope, measured, FINITE_DIFFERENCES):", "if False:",
+            "test_doctor.py::test_a_wrong_gradient_is_a_failure"),
+    _parity("NaN can be the best of a run", "nplm/train/history.py",
+            "if not math.isnan(x)}", "}",
+            "test_compare.py::test_a_nan_validation_is_shown_and_never_the_best"),
+]  # fmt: skip
+
+MUTATIONS = [*HOUSE, *PARITY, *STRATEGIES, *DATA, *COMMAND_LINE, *RUNS]

@@ -11,7 +11,7 @@ from nplm.autograd.op import OPS
 from nplm.autograd.overrides import KNOWN
 from nplm.cli import main
 from nplm.cli.arguments import read_settings
-from nplm.cli.train import TrainCommand
+from nplm.train.config import TrainConfig
 
 pytestmark = pytest.mark.cli
 
@@ -73,7 +73,8 @@ def test_every_command_runs(line, run_folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "settings.toml").write_text("".join(blocks(ROOT / "docs" / "cli.md", "toml")))
     words = shlex.split(line)[1:]
     words = [str(run_folder) if w == "RUN" or w.startswith("runs/") else w for w in words]
-    words += SHORT.split() if words[0] == "train" else ["--length", "3"]
+    short = {"train": SHORT.split(), "generate": ["--length", "3"]}.get(words[0], [])
+    words += short if "--resume" not in words else []
     if "--schedule.warmup-steps" in words:  # it has to end before the run does
         words += ["--schedule.warmup-steps", "1"]
     assert main(words) == 0, capsys.readouterr().err
@@ -115,6 +116,6 @@ def test_every_settings_file_shown_is_one(tmp_path):
     assert shown
     for block in shown:
         (tmp_path / "shown.toml").write_text(block)
-        made, problems = read_settings(TrainCommand, tmp_path / "shown.toml")
+        made, problems = read_settings(TrainConfig, tmp_path / "shown.toml")
         assert not problems
         made.check()

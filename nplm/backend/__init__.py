@@ -42,3 +42,18 @@ def namespace_for(device: str) -> ModuleType:
 def require_device(device: str) -> None:
     """A BackendError unless arrays can be made on `device` now: ask it before any work."""
     namespace_for(device).asarray(0.0, device=device)
+
+
+def devices() -> dict[str, str]:
+    """Every device that arrays can be on now, and what it is: {"cpu": "NumPy 2.4.6", ...}.
+
+    Without torch there is only "cpu"; a torch that does not load is a BackendError.
+    """
+    found = {"cpu": f"NumPy {np.__version__}"}
+    try:
+        torch = namespace_for("torch:cpu")
+    except BackendError:
+        return found
+    except (ImportError, OSError) as error:
+        raise BackendError(f"PyTorch does not load: {error}; install it again") from error
+    return found | torch.devices()

@@ -41,6 +41,15 @@ def _place(device: str) -> str:
     return device
 
 
+def devices() -> dict[str, str]:
+    """Every device of torch that there is now, and what it is: {"cuda:0": "NVIDIA H100", ...}."""
+    found = {"torch:cpu": f"PyTorch {torch.__version__}"}
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            found[f"cuda:{i}"] = torch.cuda.get_device_name(i)
+    return found
+
+
 # ---- arrays in and out: for Tensor and for updates, not for ops ----------------------------------
 def asarray(value: Any, dtype: Any = None, device: str = "torch:cpu") -> Array:
     """`value` as a detached torch tensor on `device`; shares memory when it can."""

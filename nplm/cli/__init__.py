@@ -1,7 +1,7 @@
 """`nplm VERB ...`: finds the verb's file, runs it, and turns errors into a sentence and a code.
 
 Exit codes: 0 done, 1 failed, 2 usage or settings, 3 data or checkpoint refused, 4 the loss became
-non-finite, 5 disk or memory, 130 interrupted.
+non-finite, 5 disk or memory, 6 the run is in use, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from nplm.errors import ConfigError, NplmError
 VERBS = {
     "train": "train a model on text: yours, or one that Python carries",
     "generate": "let a trained model write",
+    "compare": "hold runs side by side: settings, losses, samples",
+    "check": "verify every file of a run",
+    "presets": "list the models that have a name",
+    "doctor": "say whether training can work on this machine",
 }
 
 WELCOME = """nplm: training of language models in NumPy, proved against PyTorch
@@ -25,6 +29,10 @@ WELCOME = """nplm: training of language models in NumPy, proved against PyTorch
   nplm train                    train a small model on Python's own documentation (minutes)
   nplm train --data FILE        train it on your text
   nplm generate RUN             let the trained model write
+  nplm compare RUN RUN          hold runs side by side: settings, losses, samples
+  nplm check RUN                verify every file of a run
+  nplm presets                  list the models that have a name
+  nplm doctor                   say whether training can work on this machine
   nplm VERB --help              every setting
 """
 
