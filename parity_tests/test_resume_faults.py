@@ -248,6 +248,32 @@ def test_a_disk_that_fails_leaves_the_last_good_checkpoint(tmp_path, monkeypatch
     assert end_of(folder)["state"]["step"] == UPDATES
 
 
+def test_a_run_that_has_no_room_for_two_checkpoints_is_not_begun(tmp_path, monkeypatch):
+    with small_presets():
+        job = training.prepare(small_config(tmp_path))
+    needed = 2 * 3 * 4 * job.model.num_parameters()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(system, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    with pytest.raises(StorageError, match=r"needs .* MB, .* MB are free") as failure:
+        training.run(job, lambda _: None)
+    assert failure.value.errno == errno.ENOSPC
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr(system, "disk_usage", lambda path: usage._replace(free=needed))
+    assert training.run(job, lambda _: None).best_step
+
+
+def test_the_best_checkpoint_is_found_while_another_becomes_the_best(tmp_path, monkeypatch):
+    folder = begin(small_config(tmp_path), stop_at=4).folder
+    real, looks = files.read_json, []
+
+    def read_json(path):  # the marker that was read is of the checkpoint before
+        looks.append(path)
+        return {"step": 3} if len(looks) == 1 else real(path)
+
+    monkeypatch.setattr(files, "read_json", read_json)
+    assert best_checkpoint(folder) == folder.checkpoint(4)
+
+
 # ---- what a resumption asks for ------------------------------------------------------------------
 def test_the_newest_run_is_found_and_a_finished_one_says_so(tmp_path, text, capsys):
     small = ["--data", str(text), "--steps", "3", "--context", "8", "--batch-size", "2",

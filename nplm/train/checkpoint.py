@@ -267,13 +267,16 @@ def mark_best(run: RunFolder, step: int, metrics: Mapping[str, Any] | None = Non
 
 
 def best_checkpoint(run: RunFolder) -> Path | None:
-    """Return the folder that best.json names, or None; CheckpointError if it names none."""
+    """Return the folder that best.json names, or None; CheckpointError if it names none.
+
+    Beside a training another one may become the best between two looks, so there are three.
+    """
     marker = run.checkpoints / "best.json"
-    names = files.list_directory(run.checkpoints)
-    if marker.name not in names:
-        return None
-    content = files.read_json(marker)
-    step = content.get("step") if isinstance(content, dict) else None
-    if type(step) is not int or f"step-{step:08d}" not in names:
-        raise CheckpointError(f"{marker}: names step {files.shown(step)}, which has no checkpoint")
-    return run.checkpoint(step)
+    for _ in range(3):
+        if marker.name not in files.list_directory(run.checkpoints):
+            return None
+        content = files.read_json(marker)
+        step = content.get("step") if isinstance(content, dict) else None
+        if type(step) is int and step in checkpoint_steps(run):
+            return run.checkpoint(step)
+    raise CheckpointError(f"{marker}: names step {files.shown(step)}, which has no checkpoint")

@@ -183,6 +183,10 @@ def run(
     of a run that was begun with the job's settings. SIGINT and SIGTERM end it after an update, with
     a checkpoint. Raises RunInUseError if another process trains in the folder.
     """
+    # Weights and two moments; the old checkpoint and the new one are there together.
+    itemsize = 8 if job.config.dtype == "float64" else 4
+    needed = 2 * 3 * job.model.num_parameters() * itemsize
+    files.require_free(resume.path if resume else job.config.out, needed)
     folder = resume or _new_folder(job)
     with files.lock(folder.path), _threads(job.config.threads), Interruption() as interruption:
         if resume is None:
