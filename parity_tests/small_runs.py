@@ -26,6 +26,7 @@ SMALL_PRESETS = {
     # The gradient of attention's key bias is nothing but rounding, which Adam makes large.
     "test-plain": replace(TINY, bias=False),
 }
+ROOT = Path(__file__).resolve().parent.parent
 TEXT = ("the quick brown fox jumps over the lazy dog and the dog sleeps on.\n" * 18)[:1165]
 UPDATES = 30
 OF_TIME = ("seconds", "attempt", "blas", "metrics_bytes")  # a line's length depends on its seconds
@@ -66,8 +67,8 @@ def small_presets():
 
 
 def prepared(folder: RunFolder, **changes) -> training.Job:
-    config = settings_of(folder)
     with small_presets():
+        config = settings_of(folder)
         return training.prepare(replace(config, **changes), corpus_of(folder, config))
 
 
@@ -86,8 +87,14 @@ def go_on(folder: Path | RunFolder, stop_at: int | None = None, **changes) -> tr
 def go_on_in_a_fresh_process(folder: Path, cwd: Path, hash_seed: int) -> None:
     code = "import small_runs, sys; small_runs.go_on(sys.argv[1])"
     here = str(Path(__file__).parent)
-    environment = os.environ | {"PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": here}
+    environment = os.environ | {"PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": f"{here}:{ROOT}"}
     subprocess.run([sys.executable, "-c", code, str(folder)], cwd=cwd, env=environment, check=True)
+
+
+# As `nplm train` does without settings: windows at random places, a cosine after a warm-up.
+BY_STEPS = {
+    "epochs": None, "steps": UPDATES, "schedule": ScheduleConfig(), "stop": StopConfig(),
+}  # fmt: skip
 
 
 def without_times(lines: list[str]) -> list[dict]:

@@ -233,8 +233,8 @@ def test_a_config_that_does_not_fit_the_weights_builds_no_model(capsys, monkeypa
         ({**whole, "rope_theta": 10**400}, "too large"),
         ({**whole, "colour": 3}, "'colour' unknown"),
         ({k: v for k, v in whole.items() if k != "n_layer"}, "'n_layer' missing"),
-        ([1, 2], "expected a mapping, got list"),
-        ("char", "expected a mapping, got str"),
+        ([1, 2], "config is a list, expected a mapping"),
+        ("char", "config is a str, expected a mapping"),
         (None, "no model config"),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from nplm.errors import CheckpointError, DataError
 from nplm.train import report
 from nplm.train.checkpoint import best_checkpoint, checkpoint_steps, load_checkpoint
 from nplm.train.history import read_lines
-from nplm.train.resume import Progress, corpus_of, progress_of, settings_of
+from nplm.train.resume import Progress, corpus_of, newest_good, progress_of, settings_of
 from nplm.train.run import RunFolder
 
 LEFTOVERS = {  # how the name of something begins that no run reads -> what it is
@@ -34,14 +35,13 @@ class CheckConfig:
 
 @dataclass
 class Findings:
-    """Prints a line for each thing as it is found, and remembers what a resume needs."""
+    """Prints a line for each thing as it is found, and remembers what the lines are held to."""
 
     run: RunFolder
     total: int = 0
     damaged: int = 0
     newest: int | None = None  # step of the newest checkpoint that loads
     progress: Progress | None = None  # what that one says of the run
-    hindrance: str = "there is no checkpoint yet"  # why a resume is not possible, or ""
 
     def say(self, verdict: str, name: str, text: str) -> None:
         """One line: verdict, file, and what there is to say about it."""
@@ -71,22 +71,19 @@ def main(arguments: list[str]) -> int:
         _check_lines(found, "attempts.jsonl", "attempt")
     for folder, prefix in ((path, ""), (found.run.checkpoints, "checkpoints/")):
         _name_leftovers(found, folder, prefix)
-    if hindrance := _hindrance(found):
-        print(f"A resume is not possible: {found.short(hindrance)}")
-    else:
-        print(f"A resume would go on after step {found.newest}")
+    print(found.short(_outlook(found.run)))
     if found.damaged:
         raise CheckpointError(f"{path}: {found.damaged} of {found.total} parts damaged, see above")
     return 0
 
 
-def _hindrance(found: Findings) -> str:
-    """Why a resume is not possible, or ""."""
+def _outlook(run: RunFolder) -> str:
+    """After which step a resume would go on, or why it cannot."""
     try:
-        corpus_of(found.run, settings_of(found.run))
+        corpus_of(run, settings_of(run))
+        return f"A resume would go on after step {newest_good(run, lambda _: None)[0].step}"
     except (CheckpointError, DataError) as error:
-        return str(error)
-    return found.hindrance
+        return f"A resume is not possible: {error}"
 
 
 def _check_record(found: Findings, names: list[str]) -> None:
@@ -100,7 +97,8 @@ def _check_record(found: Findings, names: list[str]) -> None:
         found.say("ok", "run.json", f"made {record.get('created')} by nplm {version}")
     except CheckpointError as error:
         found.say("damaged", "run.json", str(error))
-    if "corpus.txt" in names:
+    kept = str(corpus.get("source") if isinstance(corpus, dict) else "").startswith("pydoc_data")
+    if "corpus.txt" in names or kept:
         try:
             sha256 = files.sha256_of(found.run.path / "corpus.txt")
             if isinstance(corpus, dict) and corpus.get("sha256") != sha256:
@@ -117,8 +115,6 @@ def _check_checkpoints(found: Findings) -> None:
     except CheckpointError as error:
         return found.say("damaged", "checkpoints", str(error))
     best, problem = _best(found.run)
-    if steps:
-        found.hindrance = "no checkpoint is good"
     for step in steps:
         notes = ["best"] if best == found.run.checkpoint(step) else []
         notes += ["newest"] if step == steps[-1] else []
@@ -132,13 +128,10 @@ def _check_checkpoints(found: Findings) -> None:
 
 def _best(run: RunFolder) -> tuple[Path | None, str | None]:
     """The best checkpoint, and what is wrong with best.json."""
-    problem = None
-    for _ in range(3):  # a run may save a new best, and remove the old one, between two looks
-        try:
-            return best_checkpoint(run), None
-        except CheckpointError as error:
-            problem = str(error)
-    return None, problem
+    try:
+        return best_checkpoint(run), None
+    except CheckpointError as error:
+        return None, str(error)
 
 
 def _check_checkpoint(found: Findings, step: int, notes: list[str]) -> None:
@@ -153,11 +146,9 @@ def _check_checkpoint(found: Findings, step: int, notes: list[str]) -> None:
         if step in checkpoint_steps(found.run):  # else the run has rotated it away meanwhile
             found.say("damaged", name, str(error))
         return
-    found.newest, found.progress, found.hindrance = step, None, ""
-    try:
+    found.newest, found.progress = step, None
+    with contextlib.suppress(CheckpointError):  # saved by other means than `nplm train`
         found.progress = progress_of(checkpoint)
-    except CheckpointError as error:  # saved by other means than `nplm train`
-        found.hindrance = str(error)
     size = report.amount(sum(entry["bytes"] for entry in entries))
     found.say("ok", name, ", ".join([f"step {step}", size, *notes]))
 
@@ -171,11 +162,12 @@ def _check_lines(found: Findings, name: str, counter: str, least: int = 0) -> No
             time.sleep(0.1)
             entries, problems = read_lines(path, counter)
         if (size := files.size_of(path)) < least:
-            found.hindrance = f"{name}: lines are missing: it has {size} bytes, "
-            found.hindrance += f"and had {least} at step {found.newest}"
-            problems.insert(0, found.hindrance.removeprefix(f"{name}: "))
+            problems.insert(
+                0, f"lines are missing: {size} bytes, and {least} at step {found.newest}"
+            )
+        elif least and files.read_bytes(path)[least - 1 : least] != b"\n":
+            problems.insert(0, f"no line ends at {least} bytes, as one did at step {found.newest}")
     except CheckpointError as error:
-        found.hindrance = found.hindrance or str(error)
         return found.say("damaged", name, str(error))
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -141,7 +141,8 @@ def _curve(curve: dict[int, float], width: int, low: float, high: float, heights
         elif not losses:
             drawn += " "
         else:
-            share = (math.fsum(losses) / len(losses) - low) / (high - low) if high > low else 0
+            mean = sum(loss / len(losses) for loss in losses)  # no sum that overflows
+            share = (mean / 2 - low / 2) / (high / 2 - low / 2) if high > low else 0
             drawn += heights[min(int(share * len(heights)), len(heights) - 1)]
     return drawn
 

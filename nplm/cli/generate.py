@@ -76,7 +76,11 @@ def main(arguments: list[str]) -> int:
 def load(path: Path) -> tuple[Decoder, Tokenizer]:
     """The model and tokenizer of a run's best checkpoint, or of its last one."""
     run = RunFolder.open(path)
-    newest = best_checkpoint(run) or latest_checkpoint(run)
+    try:
+        newest = best_checkpoint(run) or latest_checkpoint(run)
+    except CheckpointError as error:  # the best one was removed
+        print(f"nplm generate: {error}; taking the newest", file=sys.stderr)
+        newest = latest_checkpoint(run)
     if newest is None:
         raise CheckpointError(f"{path}: expected a checkpoint, found none; train it to the end")
     checkpoint = load_checkpoint(newest)

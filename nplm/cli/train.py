@@ -33,9 +33,10 @@ class TrainCommand(TrainConfig):
 def main(arguments: list[str]) -> int:
     """Train, show the progress, and end with the run folder and what to type next."""
     command = parse(TrainCommand, arguments, "nplm train", TrainConfig)
+    given = given_flags(TrainCommand, arguments)
     folder, config, corpus = None, _settings(command), None
-    if command.resume is not None:
-        folder, config = _resumed(command, given_flags(TrainCommand, arguments))
+    if "--resume" in given:
+        folder, config = _resumed(command, given)
         corpus = corpus_of(folder, config)
     job = training.prepare(config, corpus)
     print(job.plan(), flush=True)
@@ -63,6 +64,10 @@ def _settings(command: TrainCommand) -> TrainConfig:
 
 def _resumed(command: TrainCommand, given: list[str]) -> tuple[RunFolder, TrainConfig]:
     """The run to go on with, and its settings with the few that may change."""
+    if not command.resume:
+        raise ConfigError("--resume: expected a run's folder or 'newest', got nothing")
+    if "--out" in given and command.resume != "newest":
+        raise ConfigError("--out: a run stays in its folder; with --resume it is for 'newest' only")
     if others := [flag for flag in given if flag not in WITH_RESUME]:
         raise ConfigError(
             f"--resume: a run keeps its settings, so leave out {', '.join(others)}; with it may "

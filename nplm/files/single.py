@@ -96,6 +96,8 @@ def append_line(path: Path | str, text: str, *, sync: bool = False) -> None:
     data = (text + "\n").encode("utf-8")
     path = Path(path)
     with storage_errors(path):
+        if system.lexists(path) and not stat.S_ISREG(system.stat(path).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")  # a pipe would block for ever
         handle = system.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY, 0o666)
         try:
             if (written := system.write(handle, data)) != len(data):
@@ -106,6 +108,23 @@ def append_line(path: Path | str, text: str, *, sync: bool = False) -> None:
             system.close(handle)
         if sync:
             sync_directory(path.parent)  # the file may be new
+
+
+def sync(path: Path | str) -> None:
+    """Bring what was appended to a file onto the disk; nothing if it is not there.
+
+    Raises StorageError.
+    """
+    path = Path(path)
+    with storage_errors(path):
+        if not system.lexists(path):
+            return
+        handle = system.open(path, os.O_WRONLY | _BINARY)
+        try:
+            system.fsync(handle)
+        finally:
+            system.close(handle)
+        sync_directory(path.parent)
 
 
 def cut_lines(path: Path | str, n_bytes: int, tail_path: Path | str) -> None:

@@ -266,6 +266,18 @@ def mark_best(run: RunFolder, step: int, metrics: Mapping[str, Any] | None = Non
     files.write_json(run.checkpoints / "best.json", {"step": step, "metrics": packed})
 
 
+def put_best_right(run: RunFolder, step: int | None) -> None:
+    """Let best.json name `step`, if that has a checkpoint and best.json names another one."""
+    if step is None or step not in checkpoint_steps(run):
+        return
+    try:
+        named = best_checkpoint(run)
+    except CheckpointError:
+        named = None
+    if named != run.checkpoint(step):
+        mark_best(run, step, load_checkpoint(run.checkpoint(step)).state["metrics"])
+
+
 def best_checkpoint(run: RunFolder) -> Path | None:
     """Return the folder that best.json names, or None; CheckpointError if it names none.
 

@@ -97,6 +97,11 @@ class TrainConfig:
     out: Path = Path("runs")  # folder that gets the run's folder
     name: str | None = None  # of the run; None: the preset's
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight."""
+        return 8 if self.dtype == "float64" else 4
+
     def check(self) -> None:
         """Raise a ConfigError that lists everything that is out of range."""
         problems = {

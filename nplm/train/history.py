@@ -6,7 +6,7 @@ Read run.py before, which writes it, perhaps at this moment: a line that is not 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,17 @@ class History:
 
     def seconds(self) -> float:
         """The time that all updates took together."""
-        return math.fsum(self.curve("seconds").values())
+        return _sum(self.curve("seconds").values())
 
     def tokens_per_second(self) -> float:
         """Target tokens per second of the updates; NaN without them."""
         seconds = self.seconds()
-        return math.fsum(self.curve("tokens").values()) / seconds if seconds > 0 else math.nan
+        return _sum(self.curve("tokens").values()) / seconds if seconds > 0 else math.nan
+
+
+def _sum(numbers: Iterable[float]) -> float:
+    """The sum of those that are finite; infinity if it is too large."""
+    return sum(x for x in numbers if math.isfinite(x))
 
 
 def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -38,8 +38,3 @@ class Interruption:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-
-    @property
-    def exit_code(self) -> int | None:
-        """What a shell expects of a process that such a signal ended: 130 or 143; None without."""
-        return None if self.received is None else 128 + self.received

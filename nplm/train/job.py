@@ -27,12 +27,12 @@ from nplm.optim.lr_scheduler import LRScheduler, StepLR
 from nplm.optim.optimizer import Optimizer
 from nplm.optim.schedules import warmup_constant, warmup_cosine
 from nplm.train import report
-from nplm.train.checkpoint import checkpoint_steps, mark_best, rotate, save_checkpoint
+from nplm.train.checkpoint import mark_best, put_best_right, rotate, save_checkpoint
 from nplm.train.config import DEFAULT_STEPS, TrainConfig
 from nplm.train.early_stopping import EarlyStopping
 from nplm.train.interruption import Interruption
 from nplm.train.loop import evaluate, fit
-from nplm.train.resume import Progress, load_states, newest_good, progress_of
+from nplm.train.resume import Progress, load_states, newest_good
 from nplm.train.run import RunFolder, blas_in_words
 from nplm.train.step import StepRecord
 
@@ -61,9 +61,8 @@ class Job:
     def plan(self) -> str:
         """What is going to happen, in a few lines."""
         c, n, context = self.config, self.model.num_parameters(), self.model.config.context
-        itemsize = 8 if c.dtype == "float64" else 4
-        fixed = report.parameter_bytes(n, itemsize)
-        activations = report.activation_bytes(self.model.config, c.batch_size, itemsize)
+        fixed = report.parameter_bytes(n, c.itemsize)
+        activations = report.activation_bytes(self.model.config, c.batch_size, c.itemsize)
         tokens = c.batch_size * c.accumulate * context
         passes = f"{self.total * tokens / self.n_train:,.1f} times the text"
         if isinstance(self.batches, DataLoader):
@@ -183,9 +182,8 @@ def run(
     of a run that was begun with the job's settings. SIGINT and SIGTERM end it after an update, with
     a checkpoint. Raises RunInUseError if another process trains in the folder.
     """
-    # Weights and two moments; the old checkpoint and the new one are there together.
-    itemsize = 8 if job.config.dtype == "float64" else 4
-    needed = 2 * 3 * job.model.num_parameters() * itemsize
+    # Weights and two moments; an old checkpoint and a new one are there together.
+    needed = (1 if resume else 2) * 3 * job.model.num_parameters() * job.config.itemsize
     files.require_free(resume.path if resume else job.config.out, needed)
     folder = resume or _new_folder(job)
     with files.lock(folder.path), _threads(job.config.threads), Interruption() as interruption:
@@ -262,30 +260,30 @@ def _new_folder(job: Job) -> RunFolder:
 
 
 def _restored(job: Job, folder: RunFolder, say: Say) -> Progress:
-    """Put the newest good checkpoint's state into the job's parts, and the folder back to it."""
-    checkpoint = newest_good(folder, say)
-    state = progress_of(checkpoint)
+    """Put the newest good checkpoint's state into the job's parts, and the folder back to it.
+
+    Everything is checked before anything in the folder changes.
+    """
+    checkpoint, state, rejected = newest_good(folder, say)
     if checkpoint.tokenizer != job.tokenizer.to_dict():
         raise CheckpointError(f"{checkpoint.path}: its tokenizer is not that of this run's text")
-    generators = checkpoint.generators or {}
-    if "default" not in generators:
-        raise CheckpointError(f"{checkpoint.path}: its state of the random stream is missing")
     load_states(checkpoint, {
         "model": job.model, "optimizer": job.optimizer, "scheduler": job.scheduler,
         "stopper": job.stopper, "loader": job.batches,
     })  # fmt: skip
-    random.default_generator.set_state(generators["default"])
-    for step in checkpoint_steps(folder):
-        if step > state.step:
-            files.set_aside(folder.checkpoint(step))  # rejected, and in the way
-    if state.best_step is not None and state.best_step in checkpoint_steps(folder):
-        mark_best(folder, state.best_step)
-    if state.blas != blas_in_words():
-        say(f"note       another BLAS than before, so bits may differ: {state.blas or 'unknown'}")
-    state.attempt += 1
+    if _is_over(job, state):  # the stopper has its state back
+        put_best_right(folder, state.best_step)
+        return state
+    state.attempt = folder.attempts() + 1
     folder.begin_attempt(
         state.attempt, state.step, state.metrics_bytes, state.samples_bytes, job.config.device
     )
+    for step in rejected:
+        files.set_aside(folder.checkpoint(step))
+    put_best_right(folder, state.best_step)
+    if state.blas != blas_in_words():
+        before = files.shown(state.blas) if state.blas else "unknown"
+        say(f"note       another BLAS than before, so bits may differ: {before}")
     say(f"resumed    after step {state.step}, attempt {state.attempt}")
     return state
 

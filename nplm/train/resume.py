@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nplm import files
+from nplm import files, random
 from nplm.data.text import Corpus, default_corpus, read_corpus
-from nplm.errors import CheckpointError, DataError
+from nplm.errors import CheckpointError, ConfigError, DataError
 from nplm.train.checkpoint import Checkpoint, checkpoint_steps, load_checkpoint
 from nplm.train.config import TrainConfig
 from nplm.train.run import RunFolder
@@ -39,15 +41,16 @@ class Progress:
 def newest_run(base: Path | str) -> RunFolder:
     """The run below `base` that was begun last; raises CheckpointError if there is none."""
     runs = []
-    for name in files.list_directory(base):
+    for name in files.list_directory(base) if files.is_directory(base) else ():
         if files.is_directory(Path(base) / name / "checkpoints"):
             try:
                 folder = RunFolder.open(Path(base) / name)
-            except CheckpointError:
+                made = datetime.fromisoformat(str(folder.info().get("created"))).timestamp()
+            except (CheckpointError, OverflowError, ValueError):
                 continue  # not a whole run
-            runs.append((str(folder.info().get("created")), len(name), name))
+            runs.append((made, len(name), name))
     if not runs:
-        raise CheckpointError(f"{base}: expected a folder with runs, found none; train one first")
+        raise CheckpointError(f"{base}: no run is below it, found none; train one first")
     return RunFolder(Path(base) / max(runs)[2])
 
 
@@ -56,17 +59,25 @@ def settings_of(folder: RunFolder) -> TrainConfig:
     where = folder.path / "run.json"
     stored = folder.info().get("config")
     if not isinstance(stored, dict):
-        raise CheckpointError(f"{where}: expected the settings of a run, got {stored!r}")
+        raise CheckpointError(f"{where}: expected the settings of a run, got {files.shown(stored)}")
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     config, problems = from_table(TrainConfig, {k: v for k, v in stored.items() if k in known})
+    try:
+        config.check()
+    except ConfigError as error:
+        problems.append(str(error))
+    except TypeError as error:  # a number where text was expected, and the like
+        problems.append(f"a value of the wrong type: {error}")
     if problems:
-        raise CheckpointError(f"{where}: its settings cannot be read: {'; '.join(problems)}")
+        raise CheckpointError(f"{where}: its settings cannot be used: {'; '.join(problems)}")
     return config
 
 
 def corpus_of(folder: RunFolder, config: TrainConfig) -> Corpus:
     """The text that a run was begun with; raises DataError if it is another one now."""
-    described = folder.info().get("corpus") or {}
+    described = folder.info().get("corpus")
+    if not isinstance(described, dict):
+        raise CheckpointError(f"{folder.path / 'run.json'}: it does not say what its text was")
     if config.data:
         corpus = read_corpus(config.data)
     else:
@@ -81,17 +92,20 @@ def corpus_of(folder: RunFolder, config: TrainConfig) -> Corpus:
     return corpus
 
 
-def newest_good(folder: RunFolder, say: Callable[[str], None]) -> Checkpoint:
-    """The newest checkpoint that is whole; what is rejected before is told with the reason.
+def newest_good(
+    folder: RunFolder, say: Callable[[str], None]
+) -> tuple[Checkpoint, Progress, list[int]]:
+    """The newest checkpoint that a run can go on from, how far it is, and the steps rejected.
 
+    `say` is told of everything that is rejected before it, with the reason. Nothing is changed.
     Raises CheckpointError if there is none: a run never begins again by itself.
     """
     steps = checkpoint_steps(folder)
     reasons = []
-    for step in reversed(steps):
-        path = folder.checkpoint(step)
+    for i, step in enumerate(reversed(steps)):
         try:
-            return load_checkpoint(path)
+            checkpoint = load_checkpoint(folder.checkpoint(step))
+            return checkpoint, _accepted(folder, step, checkpoint), steps[len(steps) - i :]
         except CheckpointError as error:
             reasons.append(str(error))
             say(f"rejected   {error}")
@@ -101,9 +115,27 @@ def newest_good(folder: RunFolder, say: Callable[[str], None]) -> Checkpoint:
             "from; begin a new run"
         )
     raise CheckpointError(
-        f"{folder.path}: none of its {len(steps)} checkpoints is whole, and nothing was changed: "
-        + "; ".join(reasons)
+        f"{folder.path}: none of its {len(steps)} checkpoints can be used, and nothing was "
+        f"changed: {'; '.join(reasons)}"
     )
+
+
+def _accepted(folder: RunFolder, step: int, checkpoint: Checkpoint) -> Progress:
+    """A checkpoint's progress, if it is of this step and the lines up to it are there."""
+    progress = progress_of(checkpoint)
+    if not step == checkpoint.step == progress.step:
+        raise CheckpointError(
+            f"{checkpoint.path / 'state.json'}: expected step {step}, got {checkpoint.step} and "
+            f"{progress.step}: it is another checkpoint's"
+        )
+    for name, n_bytes in (("metrics", progress.metrics_bytes), ("samples", progress.samples_bytes)):
+        path = folder.path / f"{name}.jsonl"
+        if n_bytes and files.read_bytes(path)[n_bytes - 1 : n_bytes] != b"\n":
+            raise CheckpointError(
+                f"{path}: no line ends after {n_bytes} bytes, where {checkpoint.path.name} expects "
+                "one: lines were lost or changed"
+            )
+    return progress
 
 
 def progress_of(checkpoint: Checkpoint) -> Progress:
@@ -114,29 +146,104 @@ def progress_of(checkpoint: Checkpoint) -> Progress:
     if not isinstance(stored, dict) or stored.keys() != types.keys():
         raise CheckpointError(f"{where}: it does not say how far the run was, so it cannot go on")
     try:
-        return Progress(**{name: converted(stored[name], types[name]) for name in types})
+        progress = Progress(**{name: converted(stored[name], types[name]) for name in types})
     except TypeError as error:
         raise CheckpointError(f"{where}: its progress cannot be read: expected {error}") from None
+    counts = (progress.step, progress.epoch, progress.metrics_bytes, progress.samples_bytes)
+    if min(counts) < 0 or math.isnan(progress.best_loss) or progress.step >= 10**8:
+        raise CheckpointError(f"{where}: its progress is out of range: {files.shown(stored)}")
+    return progress
 
 
 def load_states(checkpoint: Checkpoint, parts: dict[str, Any]) -> None:
-    """Give every part (by its name in Checkpoint) its state back.
+    """Give every part (by its name in Checkpoint) its state back, and the random stream its place.
 
     Raises CheckpointError naming the part that a state is missing for or does not fit.
     """
     for name, part in parts.items():
         state = getattr(checkpoint, name)
+        where = f"{checkpoint.path}: its state of the {name}"
         if (part is None) != (state is None):
             raise CheckpointError(
-                f"{checkpoint.path}: its state of the {name} is "
-                f"{'missing' if state is None else 'there, and this run has none'}; take a "
-                "checkpoint of this run"
+                f"{where} is {'missing' if state is None else 'there, and this run has none'}; "
+                "take a checkpoint of this run"
             )
         if part is None:
             continue
         try:
+            # As in torch, these two would take any key and any value.
+            if name == "scheduler":
+                _require_alike(part.state_dict(), state, name)
+            if name == "optimizer":
+                _require_alike(part.state_dict()["param_groups"], state["param_groups"], name)
+                _require_moments(part, state["state"])
             part.load_state_dict(state)
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{checkpoint.path}: its state of the {name} does not fit this run: {error}"
-            ) from error
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
+                ValueError) as error:  # fmt: skip
+            said = textwrap.shorten(str(error), 300, placeholder=" ...")
+            raise CheckpointError(f"{where} does not fit this run: {said}") from error
+    try:
+        random.default_generator.set_state((checkpoint.generators or {})["default"])
+    except (ConfigError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: its state of the random stream cannot be used: {error}"
+        ) from error
+
+
+_SETTINGS = (
+    "step_size",
+    "gamma",
+    "base_lrs",
+    "betas",
+    "eps",
+    "amsgrad",
+)  # of scheduler and optimizer
+
+
+def _require_moments(optimizer: Any, state: Any) -> None:
+    """Raise ValueError unless every parameter, or none, has moments of its shape, and a step."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if not isinstance(state, dict) or (state and list(state) != list(range(len(params)))):
+        raise ValueError(f"expected the moments of {len(params)} parameters, in order")
+    for p, entry in zip(params, state.values()):
+        if not isinstance(entry, dict) or entry.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError("moments: expected AdamW's step, exp_avg, exp_avg_sq")
+        for name, value in entry.items():
+            shape = () if name == "step" else tuple(p.shape)
+            if getattr(value, "shape", None) != shape or value.dtype.kind != "f":
+                raise ValueError(f"{name}: expected floating numbers of shape {shape}")
+        if not 1 <= float(entry["step"]) < 1e15:
+            raise ValueError(f"step: expected 1 or more, got {float(entry['step'])}")
+
+
+def _require_alike(ours: Any, theirs: Any, where: str) -> None:
+    """Raise ValueError unless `theirs` has the keys of `ours`, and numbers where it has numbers.
+
+    What moves in a scheduler may differ; its settings, and those of the optimizer, may not.
+    """
+    if isinstance(ours, dict):
+        if not isinstance(theirs, dict):
+            raise ValueError(f"{where}: expected a mapping, got {files.shown(theirs)}")
+        if ours and ours.keys() != theirs.keys():  # {}: the state of an optimizer that never ran
+            raise ValueError(f"{where}: expected {sorted(ours)}, got {files.shown(sorted(theirs))}")
+        for key in ours:
+            _require_alike(ours[key], theirs[key], f"{where}.{key}")
+            if (
+                key in ("step_size", "gamma", "base_lrs", "betas", "eps")
+                and ours[key] != theirs[key]
+            ):
+                raise ValueError(
+                    f"{where}.{key}: expected {ours[key]}, got {files.shown(theirs[key])}"
+                )
+    elif isinstance(ours, list | tuple):
+        if type(theirs) is not type(ours) or len(theirs) != len(ours):
+            raise ValueError(f"{where}: expected {len(ours)} values, got {files.shown(theirs)}")
+        for i, (a, b) in enumerate(zip(ours, theirs)):
+            _require_alike(a, b, f"{where}.{i}")
+    elif isinstance(ours, bool) or ours is None or isinstance(ours, str):
+        if type(theirs) is not type(ours):
+            raise ValueError(f"{where}: expected a value like {ours!r}, got {files.shown(theirs)}")
+    elif isinstance(ours, int | float):
+        number = isinstance(theirs, int | float) and not isinstance(theirs, bool)
+        if not number or not abs(theirs) < 1e300:
+            raise ValueError(f"{where}: expected a finite number, got {files.shown(theirs)}")

@@ -126,11 +126,18 @@ class RunFolder:
         files.append_line(self.path / "metrics.jsonl", line)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of what grows line by line: how much of it belongs to the updates so far."""
+        """Bytes of what grows line by line, all on the disk: the part of the updates so far."""
+        for name in ("metrics", "samples"):
+            files.sync(self.path / f"{name}.jsonl")
         return {
             "metrics_bytes": files.size_of(self.path / "metrics.jsonl"),
             "samples_bytes": files.size_of(self.path / "samples.jsonl"),
         }
+
+    def attempts(self) -> int:
+        """How many attempts attempts.jsonl tells of: a beginning, and resumptions."""
+        path = self.path / "attempts.jsonl"
+        return files.read_bytes(path).count(b"\n") if files.size_of(path) else 0
 
     def begin_attempt(
         self, attempt: int, step: int, metrics_bytes: int, samples_bytes: int, device: str
@@ -154,7 +161,8 @@ class RunFolder:
             "versions": _versions(),
             "blas": _blas(),
         }
-        files.append_line(self.path / "attempts.jsonl", json.dumps(_jsonable(record, "attempt")))
+        line = json.dumps(_jsonable(record, "attempt"))
+        files.append_line(self.path / "attempts.jsonl", line, sync=True)
 
     def log_sample(self, step: int, prompt: str, text: str) -> None:
         """Append a generated text to samples.jsonl. Raises StorageError."""

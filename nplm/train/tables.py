@@ -85,6 +85,10 @@ def converted(value: Any, hint: Any) -> Any:
         except OverflowError:
             raise TypeError("a number below 1e308") from None
     if hint is Path and type(value) is str:
+        try:
+            value.encode("utf-8", "surrogateescape")  # what the system can take
+        except UnicodeEncodeError:
+            value = ""
         if not value or "\0" in value:
             raise TypeError("a path")
         return Path(value)
