@@ -28,28 +28,28 @@ from nplm.optim.sgd import sgd_update  # noqa: E402
 
 pytestmark = pytest.mark.step
 
-LOOP = {"foreach": False, "fused": False}  # the torch implementation that is the twin
-SHAPES = [(), (3,), (0,), (2, 3), (1, 1, 4)]
 devices = pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
 names = pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
-# ---- a pair of optimizers on the same numbers ----------------------------------------------------
 class Pair:
     """The same parameters, groups and gradients in nplm (`ours`) and in torch (`theirs`)."""
 
+    shapes = [(), (3,), (0,), (2, 3), (1, 1, 4)]  # noqa: RUF012
+    loop = {"foreach": False, "fused": False}  # noqa: RUF012  the twin among torch's own
+
     def __init__(self, name, options, device="cpu", dtype="float64", groups=({},), seed=0):
-        self.rng, self.dtype, self.device = np.random.default_rng(seed), dtype, device
-        self.reach = {}
-        values = [[self.draw(shape) for shape in SHAPES] for _ in groups]
+        self.rng, self.reach = np.random.default_rng(seed), {}
+        self.dtype, self.device = dtype, device
+        values = [[self.draw(shape) for shape in self.shapes] for _ in groups]
         self.p = [[nplm.tensor(v, None, device, True) for v in group] for group in values]
         self.t = [[torch.tensor(v, requires_grad=True) for v in group] for group in values]
         self.ours = getattr(optim, name)(
             [{"params": p, **own} for p, own in zip(self.p, groups)], **options
         )
         self.theirs = getattr(torch.optim, name)(
-            [{"params": t, **own} for t, own in zip(self.t, groups)], **options, **LOOP
+            [{"params": t, **own} for t, own in zip(self.t, groups)], **options, **self.loop
         )
 
     def draw(self, shape):
@@ -156,7 +156,7 @@ def compare_bits():
     """Run in a process whose torch has no fused multiply-adds; torch's square root in both."""
     assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
     numpy_namespace.sqrt = lambda x: torch.sqrt(torch.from_numpy(np.asarray(x))).numpy()
-    SHAPES.append((1000,))
+    Pair.shapes.append((1000,))
     for name, options in BIT_CASES:
         for dtype in ("float32", "float64"):
             for device in ("cpu", "torch:cpu"):

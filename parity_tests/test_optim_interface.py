@@ -12,7 +12,19 @@ from nplm.errors import ConfigError  # noqa: E402
 
 pytestmark = pytest.mark.step
 
-names = pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+
+def optimizers(module):
+    public = {name: getattr(module, name) for name in module.__all__}
+    kinds = {name: kind for name, kind in public.items() if isinstance(kind, type)}
+    return sorted(name for name, kind in kinds.items() if module.Optimizer in kind.__mro__[1:])
+
+
+NAMES = optimizers(optim)
+names = pytest.mark.parametrize("name", NAMES)
+
+
+def test_every_optimizer_of_torch_is_here_but_the_sparse_one():
+    assert sorted([*NAMES, "SparseAdam"]) == optimizers(torch.optim)
 
 
 @names
@@ -27,8 +39,9 @@ def test_constructors_have_torchs_arguments(name):
 def test_repr_is_torchs(name):
     made = []
     for library in (nplm, torch):
-        p, q = (library.zeros(2, requires_grad=True) for _ in range(2))
+        p, q = (library.zeros(2, 2, requires_grad=True) for _ in range(2))
         groups = [{"params": [("a", p)]}, {"params": [("b", q)], "lr": 0.5}]
+        groups = groups[:1] if name == "LBFGS" else groups
         made.append(repr(getattr(library_optim(library), name)(groups, lr=0.1)))
     assert made[0] == made[1]
 
@@ -87,6 +100,68 @@ def test_invalid_options_are_refused_as_torch_refuses_them(name, options):
     assert ours == theirs
 
 
+NAN, INF = float("nan"), float("inf")
+VALUES = [
+    -1.0,
+    -1e-9,
+    0,
+    0.0,
+    0.5,
+    1.0,
+    1,
+    1.5,
+    100,
+    NAN,
+    INF,
+    -INF,
+    True,
+    None,
+    "x",
+    (),
+    (0.5, 1.5),
+]
+PAIRS = {"betas": (0.9, 0.999), "etas": (0.5, 1.2), "eps": (None, 1e-3)}
+CHECKED = [
+    (name, argument)
+    for name in NAMES
+    for argument in list(inspect.signature(getattr(optim, name)).parameters)[1:]
+    if argument not in ("differentiable", "foreach", "fused", "capturable")
+]
+
+
+def outcome(library, name, options):
+    """The kind of error, and what it says where the two libraries and not Python speak."""
+    try:
+        getattr(library_optim(library), name)([library.zeros(2, 2, requires_grad=True)], **options)
+    except Exception as error:
+        return type(error), str(error) if isinstance(error, ValueError | RuntimeError) else ""
+    return None
+
+
+@pytest.mark.parametrize(("name", "argument"), CHECKED)
+def test_every_value_of_every_argument_is_taken_or_refused_as_in_torch(name, argument):
+    grid = [{argument: value} for value in VALUES]
+    default = inspect.signature(getattr(optim, name)).parameters[argument].default
+    if isinstance(default, tuple) and argument in PAIRS:
+        one, two = PAIRS[argument]
+        grid += [{argument: (value, two)} for value in VALUES]
+        grid += [{argument: (one, value)} for value in VALUES]
+    for options in grid:
+        assert outcome(nplm, name, options) == outcome(torch, name, options), options
+    if argument == "lr":
+        for data in ([0.1, 0.2], [0.1], 0.1, -0.1):
+            ours, theirs = (outcome(lib, name, {"lr": lib.tensor(data)}) for lib in (nplm, torch))
+            assert (ours and ours[0]) == (theirs and theirs[0]), data
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if "fused" in inspect.signature(getattr(optim, n)).parameters]
+)
+def test_flags_that_exclude_each_other_are_refused_as_in_torch(name):
+    for options in ({"fused": True, "differentiable": True}, {"fused": True, "foreach": True}):
+        assert outcome(nplm, name, options) == outcome(torch, name, options)
+
+
 def grouped(library, group, first=None):
     p = library.zeros(2, requires_grad=True)
     first = {"params": [p]} if first is None else first(p)
@@ -126,7 +201,14 @@ def test_a_parameter_twice_in_one_group_is_a_warning(library):
         library_optim(library).SGD([p, p])
 
 
-@names
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in NAMES
+        if "differentiable" in inspect.signature(getattr(optim, name)).parameters
+    ],
+)
 def test_differentiable_is_refused_with_the_reason(name):
     p = nplm.zeros(2, requires_grad=True)
     with pytest.raises(ConfigError, match="first-order gradients only"):

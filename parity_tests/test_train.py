@@ -11,7 +11,7 @@ import nplm
 from nplm.data import Batch, RandomWindows, SequentialWindows
 from nplm.errors import ConfigError, DataError, NonFiniteError
 from nplm.models import Decoder, DecoderConfig
-from nplm.optim import SGD, AdamW
+from nplm.optim import LBFGS, SGD, AdamW
 from nplm.optim.lr_scheduler import StepLR
 from nplm.parity.tolerances import EXACT, THEOREM_64, assert_close
 from nplm.train import accumulate, evaluate, fit, train_step
@@ -247,6 +247,12 @@ def test_an_endless_loader_has_no_epochs():
     for options in ({"epochs": 1}, {"steps": 3, "scheduler_unit": "epoch"}):
         with pytest.raises(ConfigError, match="RandomWindows has no end, so it has no epochs"):
             next(fit(model, optimizer, loader, **options))
+
+
+def test_fit_refuses_an_optimizer_that_needs_a_closure():
+    model = small_decoder()
+    with pytest.raises(ConfigError, match="LBFGS steps by closure only"):
+        next(fit(model, LBFGS(model.parameters()), sequential(), steps=1))
 
 
 def test_fit_needs_an_end_and_targets():

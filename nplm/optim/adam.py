@@ -90,9 +90,9 @@ class Adam(Optimizer):
         for name, value in limits.items():
             if not value >= 0.0:  # NaN too
                 raise ValueError(f"Invalid {name}: {value}")
-        for i, beta in enumerate(numbers):
-            if not 0.0 <= beta < 1.0:
-                raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+        for i in (0, 1):
+            if not 0.0 <= numbers[i] < 1.0:
+                raise ValueError(f"Invalid beta parameter at index {i}: {numbers[i]}")
         if not any(all(isinstance(b, kind) for b in betas) for kind in (float, Tensor)):
             raise ValueError("betas must be either both floats or both Tensors")
         check_flags(foreach=foreach, fused=fused, differentiable=differentiable)

@@ -1,6 +1,6 @@
 """Optimizer: parameter groups, state by parameter, and state_dicts that travel to and from torch.
 
-The arithmetic is elsewhere: one `@update` on lists of arrays in each of sgd.py and adam.py.
+The arithmetic is elsewhere: one `@update` on lists of arrays in adam.py, sgd.py and their like.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ class Optimizer:
     A subclass writes `update_group(group, params)`, or `step` itself, as in torch.
     """
 
-    moments: ClassVar[tuple[str, ...]] = ()  # entries of the state in the parameter's shape
+    moments: ClassVar[tuple[str, ...]] = ()  # entries whose shape is checked when they are loaded
+    host: ClassVar[tuple[str, ...]] = ("step",)  # 0-d entries, kept on the host as they are saved
     absent: ClassVar[Group] = {}  # options that older state_dicts lack, and their values then
+    needs_closure: ClassVar[bool] = False  # whether `step()` has to evaluate the loss again
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         if isinstance(params, Tensor):
@@ -120,6 +122,23 @@ class Optimizer:
         """Change `params`, which all have gradients, in place; `group` holds plain numbers."""
         raise NotImplementedError(f"{type(self).__name__}: write update_group or step")
 
+    def lists(self, params: list[Tensor], **fill: float) -> list[list[Any]]:
+        """What an update takes: parameters, gradients, one list an entry of `fill`, step counts.
+
+        Counts this step. An entry that a state lacks is made, full of the number given.
+        """
+        states = [self.state[p] for p in params]
+        for p, state in zip(params, states):
+            for name, value in fill.items():
+                if name not in state:
+                    state[name] = Tensor(p.xp.full(p.shape, value, p.array))
+            if "step" not in state:
+                state["step"] = tensor(0.0)
+            state["step"].array += 1
+        entries = [[state[name] for state in states] for name in fill]
+        steps = [state["step"].item() for state in states]
+        return [params, [p.grad for p in params], *entries, steps]
+
     # ---- state in and out ----------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """{"state": {index: {...}}, "param_groups": [{..., "params": [indices]}]}, as in torch.
@@ -140,7 +159,7 @@ class Optimizer:
         """Continue from a `state_dict()` of nplm or of torch: groups, learning rates and moments.
 
         Values may be nplm Tensors, torch tensors or NumPy arrays; they are copied to the dtype and
-        the device of their parameter, all but "step", which stays on the host. Build schedulers
+        the device of their parameter, all but "step" and what else is `host`. Build schedulers
         before: their constructors write learning rates. Raises ValueError if groups or shapes do
         not fit; then nothing has changed.
         """
@@ -169,8 +188,9 @@ class Optimizer:
     def _adopt(self, p: Tensor, entries: dict[str, Any], index: Any) -> dict[str, Any]:
         """The saved state of one parameter, in its dtype and on its device."""
         for name in self.moments:
-            shape = tuple(getattr(entries.get(name), "shape", p.shape))
-            if shape != p.shape:
+            expected = self.entry_shape(name, p)
+            shape = tuple(getattr(entries.get(name), "shape", expected))
+            if shape != expected:
                 raise ValueError(
                     f"loaded state dict holds {name} of shape {shape} for parameter {index} of "
                     f"shape {p.shape}: expected the state of the same model"
@@ -178,10 +198,14 @@ class Optimizer:
         dtype = p.dtype if p.is_floating_point() else None
         return {
             name: tensor(value)
-            if name == "step"
-            else _map(value, lambda array: tensor(array, dtype, p.device))
+            if name in self.host
+            else map_arrays(value, lambda array: tensor(array, dtype, p.device))
             for name, value in entries.items()
         }
+
+    def entry_shape(self, name: str, p: Tensor) -> tuple[int, ...]:
+        """The shape of the entry `name` of `moments`: that of its parameter."""
+        return p.shape
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied: not a `step` that a scheduler has wrapped, it is bound to this one."""
@@ -202,10 +226,19 @@ def convert_state(state_dict: dict[str, Any], convert: Callable[[Any], Any]) -> 
     snapshot that later steps do not change.
     """
     state = {
-        key: _map(entries, lambda x: convert(tensor(x).numpy()))
+        key: map_arrays(entries, lambda x: convert(tensor(x).numpy()))
         for key, entries in state_dict["state"].items()
     }
     return {"state": state, "param_groups": [dict(g) for g in state_dict["param_groups"]]}
+
+
+def map_arrays(value: Any, convert: Callable[[Any], Any]) -> Any:
+    """`convert` of every array in nested dicts, lists and tuples; other values stay."""
+    if isinstance(value, dict):
+        return {key: map_arrays(v, convert) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map_arrays(v, convert) for v in value)
+    return convert(value) if hasattr(value, "__array__") else value
 
 
 # ---- hyperparameters -----------------------------------------------------------------------------
@@ -238,6 +271,25 @@ def one_number(name: str, value: Any, foreach: bool | None = None) -> Any:
     return plain(value)
 
 
+def refuse_negative(limits: dict[str, Any], words: str = "Invalid {}: {}") -> None:
+    """ValueError for the first of `{name: number}` that is below 0 or NaN; `words` are torch's."""
+    for name, value in limits.items():
+        if not value >= 0.0:
+            raise ValueError(words.format(name, value))
+
+
+def refuse_betas(betas: tuple[float, ...]) -> None:
+    """ValueError for the first decay outside [0, 1), in torch's words."""
+    for i in (0, 1):
+        if not 0.0 <= betas[i] < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {i}: {betas[i]}")
+
+
+def chosen(group: Group, *names: str) -> Group:
+    """Some of the options of a group."""
+    return {name: group[name] for name in names}
+
+
 def check_flags(*, foreach: bool | None, fused: bool | None, differentiable: bool) -> None:
     """torch's rules for flags that choose between its implementations (nplm has one)."""
     if fused and differentiable:
@@ -263,15 +315,6 @@ def _named(params: Any) -> Group:
             "all optimizer params should be with/without names. Some param names are missing"
         )
     return {"params": [p[1] for p in given], "param_names": names}
-
-
-def _map(value: Any, convert: Callable[[Any], Any]) -> Any:
-    """`convert` of every array in nested dicts, lists and tuples; other values stay."""
-    if isinstance(value, dict):
-        return {key: _map(v, convert) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_map(v, convert) for v in value)
-    return convert(value) if hasattr(value, "__array__") else value
 
 
 def _typename(value: Any) -> str:

@@ -48,6 +48,18 @@ OPTIMIZER_32 = Tolerance(
     1e-4,
     "float32, of the largest value so far, 60 updates: as OPTIMIZER_64, 2**29 times coarser",
 )
+LBFGS_64 = Tolerance(
+    1e-9,
+    1e-9,
+    "float64, of the largest element or 1: a direction divides by differences of gradients, which "
+    "lose digits as they shrink; the function is evaluated equally often",
+)
+MUON_BFLOAT16 = Tolerance(
+    0.0,
+    2e-2,
+    "of the largest element: five rounds of bfloat16 (4e-3 each), where a sum in another order "
+    "turns a rounding now and then; the rounding itself is torch's, bit for bit",
+)
 RUN_32 = Tolerance(
     0.0, 1e-5, "float32: a loss near 3 after a few updates, from equal weights and batches"
 )

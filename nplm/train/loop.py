@@ -69,6 +69,8 @@ def fit(
         raise ConfigError("fit: expected epochs or steps, got neither; say when to stop")
     require_counts("fit", accumulate=accumulate)
     require_counts("fit", or_none=True, epochs=epochs, steps=steps)
+    if optimizer.needs_closure:
+        raise ConfigError(f"fit: {type(optimizer).__name__} steps by closure only; loop by hand")
     if scheduler_unit not in ("step", "epoch"):
         raise ConfigError(f"fit: expected scheduler_unit 'step' or 'epoch', got {scheduler_unit!r}")
     model.train()
