@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from test_early_stopping import Net, assert_same_weights, bits, public, through_json
+from test_stopping_rules import OPTIONS, each_semantics
 
 from nplm.errors import CheckpointError, ConfigError
 from nplm.train import EarlyStopping
@@ -102,6 +103,8 @@ GARBAGE = {
     "kept_at": [3, "best.pt"],
     "sha256": [b"", "abc"],
     "weights": [None, [1], {1: np.zeros(2)}, {"a": [1, 2]}, {"a": np.array([None])}],
+    "semantics": [None, 3, "Keras", "keras", ""],
+    "options": [None, [], {"mode": "min"}, {"a": 1}, {1: 2}],
 }
 
 
@@ -117,7 +120,113 @@ def test_a_state_with_garbage_is_refused_whole(name, value):
     stopper.restore_best(Net())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"options": {}}, {"options": {"mode": "min", "baseline": None}}, {"patience": -1},
+     {"options": {"mode": None, "baseline": None, "start_from_epoch": 0}}, {"delta": math.nan},
+     {"options": {"mode": "min", "baseline": None, "start_from_epoch": -1}},
+     {"options": {"mode": "min", "baseline": None, "start_from_epoch": 0, "more": 1}},
+     {"semantics": "transformers"}, {"semantics": "lightning"}, {"semantics": "pytorchtools"}],
+)  # fmt: skip
+def test_a_state_of_another_tool_with_garbage_is_refused_whole(change):
+    stopper = EarlyStopping(0, delta=-1, path=None, semantics="keras")
+    stopper(math.nan, Net())
+    before = repr(public(stopper))
+    with pytest.raises(CheckpointError, match=r"EarlyStopping\.load_state_dict: expected "):
+        stopper.load_state_dict(stopper.state_dict() | change)
+    assert repr(public(stopper)) == before
+
+
+def test_a_best_loss_of_nan_is_good_just_where_the_tool_has_one():
+    for semantics in OPTIONS:
+        stopper = EarlyStopping(path=None, semantics=semantics)
+        stopper(1.0)
+        for name in ("best_val_loss", "val_loss_min"):
+            state = stopper.state_dict() | {name: math.nan}
+            if semantics in ("keras", "pytorchtools-2020"):
+                stopper.load_state_dict(state)
+                assert math.isnan(getattr(stopper, name))
+            else:
+                with pytest.raises(CheckpointError, match="a best loss that is not NaN"):
+                    stopper.load_state_dict(state)
+
+
+def test_a_state_of_the_time_when_there_was_one_rule_is_of_that_rule():
+    stopper = EarlyStopping(2, path=None)
+    stopper(1.0)
+    state = {k: v for k, v in stopper.state_dict().items() if k not in ("semantics", "options")}
+    other = EarlyStopping(path=None, semantics="keras")
+    other.load_state_dict(state)
+    assert public(other) == public(stopper)
+    assert other.rule is None
+
+
 @pytest.mark.parametrize("state", [None, 3, "state", [], [("patience", 1)]])
 def test_what_is_no_mapping_is_no_state(state):
     with pytest.raises(CheckpointError, match=r"expected a state_dict\(\), got "):
         EarlyStopping(path=None).load_state_dict(state)
+
+
+# ---- the settings --------------------------------------------------------------------------------
+def test_the_default_is_the_rule_of_today_and_has_no_options():
+    assert EarlyStopping().semantics == EarlyStopping(semantics="pytorchtools").semantics
+    assert EarlyStopping().options == {}
+
+
+@pytest.mark.parametrize("semantics", ["Keras", "", None, 3])
+def test_a_semantics_that_there_is_not_is_answered_with_those_that_there_are(semantics):
+    with pytest.raises(ConfigError, match="semantics as one of pytorchtools, pytorchtools-2020, "):
+        EarlyStopping(semantics=semantics)
+
+
+@each_semantics
+def test_an_option_that_a_semantics_has_not_is_refused_with_those_that_have_it(semantics):
+    values = {name: value[-1] for options in OPTIONS.values() for name, value in options.items()}
+    assert len(values) == 7
+    for name, value in values.items():
+        if name in OPTIONS[semantics]:
+            rule = EarlyStopping(semantics=semantics, **{name: value})
+            assert rule.options[name] == value
+            continue
+        having = ", ".join(other for other, options in OPTIONS.items() if name in options)
+        with pytest.raises(ConfigError, match=f"'{semantics}' has no {name}, .*: {having}$"):
+            EarlyStopping(semantics=semantics, **{name: value})
+        EarlyStopping(semantics=semantics, **{name: None})  # as good as not given
+    with pytest.raises(TypeError, match="no argument 'min_delta'"):
+        EarlyStopping(semantics=semantics, min_delta=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("mode", "auto"), ("mode", 1), ("check_finite", 1), ("check_finite", "no"),
+     ("stopping_threshold", math.nan), ("divergence_threshold", "1"), ("stopping_threshold", True),
+     ("stopping_threshold", 10**400), ("divergence_threshold", [1.0])],
+)  # fmt: skip
+def test_an_option_of_another_kind_is_answered_with_one_sentence(name, value):
+    with pytest.raises(ConfigError, match=f"EarlyStopping: expected {name} as .*, got "):
+        EarlyStopping(semantics="lightning", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("semantics", "name", "value"),
+    [("keras", "start_from_epoch", -1), ("keras", "start_from_epoch", 1.0),
+     ("keras", "start_from_epoch", True), ("keras", "baseline", math.nan),
+     ("plateau", "threshold_mode", "relative")],
+)  # fmt: skip
+def test_so_is_one_of_another_tool(semantics, name, value):
+    with pytest.raises(ConfigError, match=f"EarlyStopping: expected {name} as .*, got "):
+        EarlyStopping(semantics=semantics, **{name: value})
+
+
+@each_semantics
+def test_patience_and_delta_may_be_what_the_tool_takes(semantics):
+    default = semantics == "pytorchtools"
+    for name, value in (("patience", 0), ("delta", -0.5)):
+        if default:
+            with pytest.raises(ConfigError, match=f"{name} >= "):
+                EarlyStopping(semantics=semantics, **{name: value})
+        else:
+            assert getattr(EarlyStopping(semantics=semantics, **{name: value}), name) == value
+    for name, value in (("patience", -1), ("delta", math.nan)):
+        with pytest.raises(ConfigError, match=f"expected a .*{name}"):
+            EarlyStopping(semantics=semantics, **{name: value})
