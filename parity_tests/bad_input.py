@@ -152,6 +152,29 @@ BAD = {
     "an unknown flag of `doctor`": (["doctor", "--jsn"], 2, "did you mean '--json'?"),
     "`doctor --out` without a folder": (["doctor", "--out"], 2, "--out: expected one argument"),
     "`doctor --out` a file": (["doctor", "--out", "ok.txt"], 1, "ok.txt: is no folder"),
+    "`schedule` without a name": (["schedule"], 2, "NAME is missing: expected nplm schedule NAME"),
+    "`schedule` of an unknown name": (["schedule", "cosin"], 2, "did you mean 'cosine'?"),
+    "`schedule` with a setting it does not have": (
+        ["schedule", "linear", "--power", "2"], 2, "unknown setting of schedule 'linear' 'power'"),
+    "`schedule` without a setting it needs": (
+        ["schedule", "warmup_stable_decay"], 2, "needs decay_steps"),
+    "`schedule` with `--steps` or `--lr` out of range": (
+        ["schedule", "linear", "--steps", "0", "--lr", "nan"], 2, "0; lr: expected a positive"),
+    "`schedule` with a warm-up as long as the run": (
+        ["schedule", "linear", "--warmup-steps", "2000"], 2, "below total_steps=1000, got 2000"),
+    "`schedule` with a floor above the rate": (
+        ["schedule", "cosine_with_min_lr", "--min-lr", "1"], 2, "min_lr_ratio in [0, 1], got 1000"),
+    "`schedule --png` a folder": (["schedule", "linear", "--png", "."], 5, "."),
+    "`lr-find` with a flag that it does not use": (
+        ["lr-find", "--lr", "0.1", "--stop.patience", "2"], 2,
+        "does not use --lr, --stop.patience"),
+    "`lr-find --updates` below 13": (
+        ["lr-find", "--updates", "12"], 2, "updates: expected at least 13"),
+    "`lr-find --lowest` or `--highest` out of order": (
+        ["lr-find", "--lowest", "2"], 2, "0 < lowest < highest, got 2.0 and 1.0"),
+    "`lr-find --mode` unknown": (["lr-find", "--mode", "cosine"], 2, "'linear'"),
+    "`lr-find --stop-above` not above 1": (
+        ["lr-find", "--stop-above", "1"], 2, "stop_above: expected more than 1 or None"),
     "`generate` without a run": (["generate"], 2, "RUN is missing: expected nplm"),
     "`generate` on a folder that is no run": (["generate", "."], 3, "run.json"),
     "`--temperature` not a number": (
@@ -190,13 +213,15 @@ OTHERS = {
     "a run that another process trains": (
         6, "test_resume_faults.py::test_a_run_in_use_is_refused_by_the_command_line_with_6"),
     "a disk that is full, read-only or broken": (
-        5, "test_resume_faults.py::test_a_disk_that_fails_leaves_the_last_good_checkpoint"),
+        5, "test_resume_storage.py::test_a_disk_that_fails_leaves_the_last_good_checkpoint"),
     "`check` of a run with a damaged part": (
         3, "test_verbs.py::test_check_names_the_damaged_part_and_still_lists_the_others"),
     "`doctor` without a package that training needs": (
         1, "test_doctor.py::test_a_missing_needed_package_is_a_failure_with_its_command"),
     "`doctor` where a self-test fails": (
         1, "test_doctor.py::test_a_wrong_gradient_is_a_failure"),
+    "`schedule --png` without matplotlib": (
+        2, "test_schedule_verb.py::test_png_without_matplotlib_says_what_to_install"),
     "standard output that is closed or full": (
         5, "test_cli_faults.py::test_an_output_that_cannot_be_written_ends_with_5"),
     "Ctrl-C": (

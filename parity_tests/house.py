@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "nn": f"{_BELOW_NN} nn",
     "models": f"{_BELOW_NN} nn models",
     "optim": "errors backend autograd ops optim",
+    "optim.swa_utils": f"{_BELOW_NN} nn optim",
     "data": "errors files random data",
     "data.collate": "autograd backend ops",
     "data.dataset": "errors random autograd data",

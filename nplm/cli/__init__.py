@@ -20,6 +20,8 @@ VERBS = {
     "generate": "let a trained model write",
     "compare": "hold runs side by side: settings, losses, samples",
     "check": "verify every file of a run",
+    "schedule": "show a learning-rate schedule, by its name",
+    "lr-find": "suggest a learning rate by a short test",
     "presets": "list the models that have a name",
     "doctor": "say whether training can work on this machine",
 }
@@ -31,6 +33,8 @@ WELCOME = """nplm: training of language models in NumPy, proved against PyTorch
   nplm generate RUN             let the trained model write
   nplm compare RUN RUN          hold runs side by side: settings, losses, samples
   nplm check RUN                verify every file of a run
+  nplm schedule NAME --show     draw a learning-rate schedule
+  nplm lr-find                  suggest a learning rate by a short test
   nplm presets                  list the models that have a name
   nplm doctor                   say whether training can work on this machine
   nplm VERB --help              every setting
@@ -95,5 +99,5 @@ def _run(verb: str, arguments: list[str]) -> int:
         from nplm.models.config import unknown
 
         raise ConfigError(unknown("verb", verb, VERBS))
-    code: int = import_module(f"nplm.cli.{verb}").main(arguments)
+    code: int = import_module(f"nplm.cli.{verb.replace('-', '_')}").main(arguments)
     return code

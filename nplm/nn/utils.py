@@ -1,10 +1,11 @@
-"""Gradient clipping (twin: torch.nn.utils.clip_grad), and where a module lies."""
+"""Gradient norms and clipping (twin: torch.nn.utils.clip_grad), and where a module lies."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from types import GeneratorType
 from typing import Any
 
 from nplm.autograd.grad_mode import no_grad
@@ -12,18 +13,59 @@ from nplm.autograd.tensor import Tensor
 from nplm.ops.api import stack
 from nplm.ops.creation import zeros
 
+Tensors = Tensor | Iterable[Tensor]
 
-def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    if not tensors and isinstance(parameters, Iterator):
-        warnings.warn(
-            "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=3
+
+def get_total_norm(
+    tensors: Tensors,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """The norm of the tensors' norms: that of all their elements in one vector.
+
+    0-d, on the device of the first tensor; 0 for no tensor. `foreach` chooses nothing here.
+    Raises RuntimeError in torch's words for a norm that is not finite, if `error_if_nonfinite`.
+    """
+    given, norm_type = _listed(tensors), float(norm_type)
+    if not given:
+        return zeros(())
+    device = given[0].device
+    with no_grad(), given[0].xp.quiet():
+        total = _norm(stack([_norm(t, norm_type).to(device) for t in given]), norm_type)
+    if error_if_nonfinite and not math.isfinite(total.item()):
+        raise RuntimeError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is "
+            "non-finite, so it cannot be clipped. To disable this error and scale the "
+            "gradients by the non-finite norm anyway, set `error_if_nonfinite=False`"
         )
-    return [p.grad for p in tensors if p.grad is not None]
+    return total
+
+
+def clip_grads_with_norm_(
+    parameters: Tensors, max_norm: float, total_norm: Tensor, foreach: bool | None = None
+) -> None:
+    """Scale all gradients by max_norm / (total_norm + 1e-6), but by no more than 1.
+
+    They are always multiplied. `total_norm` is what `get_total_norm` gave, a Tensor.
+    """
+    gradients, max_norm = _gradients(_listed(parameters)), float(max_norm)
+    if not gradients:
+        return
+    if not isinstance(total_norm, Tensor):
+        raise TypeError(
+            "clip_grads_with_norm_: expected total_norm as a Tensor, as get_total_norm gives it, "
+            f"got {type(total_norm).__name__}"
+        )
+    with no_grad(), total_norm.xp.quiet():
+        # By the reciprocal: torch divides a number by a tensor so, and the bits are the same then.
+        factor = (1.0 / (total_norm + 1e-6) * max_norm).clamp(max=1.0)
+        for g in gradients:
+            g.mul_(factor.to(g.device))
 
 
 def clip_grad_norm_(
-    parameters: Tensor | Iterable[Tensor],
+    parameters: Tensors,
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
@@ -31,29 +73,54 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scale all gradients so that their common norm is at most `max_norm`; return the old norm.
 
-    The norm is that of the tensors' norms. Gradients are always multiplied, by at most 1, and the
-    factor is max_norm / (norm + 1e-6). `foreach` chooses nothing here.
+    `get_total_norm` of the gradients, and `clip_grads_with_norm_` with what it gave.
     """
-    gradients = _gradients(parameters)
-    norm_type, max_norm = float(norm_type), float(max_norm)
-    if not gradients:
-        return zeros(())
-    with no_grad(), gradients[0].xp.quiet():
-        norms = stack([_norm(g, norm_type) for g in gradients])
-        total = _norm(norms, norm_type)
-        if error_if_nonfinite and not math.isfinite(total.item()):
-            raise RuntimeError(
-                f"The total norm of order {norm_type} for gradients from `parameters` is "
-                "non-finite, so it cannot be clipped. To disable this error and scale the "
-                "gradients by the non-finite norm anyway, set `error_if_nonfinite=False`"
-            )
-        factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
-        for g in gradients:
-            g.mul_(factor)
+    given = _listed(parameters)
+    if not given and isinstance(parameters, GeneratorType):
+        warnings.warn(
+            "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2
+        )
+    total = get_total_norm(_gradients(given), norm_type, error_if_nonfinite, foreach)
+    clip_grads_with_norm_(given, max_norm, total, foreach)
     return total
 
 
+def clip_grad_norm(
+    parameters: Tensors,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Deprecated: `clip_grad_norm_` under its name without the underscore."""
+    warnings.warn(
+        "`nplm.nn.utils.clip_grad_norm` is now deprecated in favor of "
+        "`nplm.nn.utils.clip_grad_norm_`.",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+
+
+def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | None = None) -> None:
+    """Hold every element of every gradient in [-clip_value, clip_value]."""
+    for g in _gradients(_listed(parameters)):
+        g.clamp_(-float(clip_value), float(clip_value))
+
+
+def _listed(tensors: Tensors) -> list[Tensor]:
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
 def _norm(x: Tensor, order: float) -> Tensor:
+    if not x.is_floating_point():
+        raise RuntimeError(f"get_total_norm: expected floating tensors, got {x.dtype}")
+    if x.numel() == 0 and (order < 0 or math.isinf(order)):
+        raise RuntimeError(f"get_total_norm: no element, so no norm of order {order}")
     result: Tensor
     if order == 2:
         result = x.norm()
@@ -66,14 +133,6 @@ def _norm(x: Tensor, order: float) -> Tensor:
     else:
         result = (x.abs() ** order).sum() ** (1.0 / order)
     return result
-
-
-def clip_grad_value_(
-    parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None
-) -> None:
-    """Hold every element of every gradient in [-clip_value, clip_value]."""
-    for g in _gradients(parameters):
-        g.clamp_(-float(clip_value), float(clip_value))
 
 
 def device_of(module: Any) -> str:
