@@ -164,7 +164,6 @@ BAD = {
         ["schedule", "linear", "--warmup-steps", "2000"], 2, "below total_steps=1000, got 2000"),
     "`schedule` with a floor above the rate": (
         ["schedule", "cosine_with_min_lr", "--min-lr", "1"], 2, "min_lr_ratio in [0, 1], got 1000"),
-    "`schedule --png` a folder": (["schedule", "linear", "--png", "."], 5, "."),
     "`lr-find` with a flag that it does not use": (
         ["lr-find", "--lr", "0.1", "--stop.patience", "2"], 2,
         "does not use --lr, --stop.patience"),
@@ -220,6 +219,8 @@ OTHERS = {
         1, "test_doctor.py::test_a_missing_needed_package_is_a_failure_with_its_command"),
     "`doctor` where a self-test fails": (
         1, "test_doctor.py::test_a_wrong_gradient_is_a_failure"),
+    "`schedule --png` a folder": (
+        5, "test_schedule_verb.py::test_a_figure_that_cannot_be_written_is_refused_with_its_path"),
     "`schedule --png` without matplotlib": (
         2, "test_schedule_verb.py::test_png_without_matplotlib_says_what_to_install"),
     "standard output that is closed or full": (

@@ -271,6 +271,7 @@ def _restored(job: Job, folder: RunFolder, say: Say) -> Progress:
         "model": job.model, "optimizer": job.optimizer, "scheduler": job.scheduler,
         "stopper": job.stopper, "loader": job.batches,
     })  # fmt: skip
+    files.sweep(folder.checkpoints)  # what a kill left behind
     if _is_over(job, state):  # the stopper has its state back
         put_best_right(folder, state.best_step)
         return state

@@ -142,12 +142,11 @@ class RunFolder:
     def begin_attempt(
         self, attempt: int, step: int, metrics_bytes: int, samples_bytes: int, device: str
     ) -> None:
-        """Tidy up after whoever held the lock before, and write a line to attempts.jsonl.
+        """Cut the lines of updates that are made again, and write one to attempts.jsonl.
 
         What metrics.jsonl and samples.jsonl hold beyond `step` is cut off and kept in
         `metrics.attempt-<n>.jsonl` and the like, n being the attempt that wrote it.
         """
-        files.sweep(self.checkpoints)
         for name, n_bytes in (("metrics", metrics_bytes), ("samples", samples_bytes)):
             if files.size_of(self.path / f"{name}.jsonl") != n_bytes:
                 tail = self.path / f"{name}.attempt-{attempt - 1}.jsonl"
