@@ -101,6 +101,19 @@ def without_times(lines: list[str]) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
+def differing(ours: dict, theirs: dict) -> list[str]:
+    """The parts of two ends, and of their states, that are not equal: pytest would explain for
+    minutes how the words of two random streams differ.
+    """
+    names = []
+    for name in ours.keys() | theirs.keys():
+        a, b = ours.get(name, ...), theirs.get(name, ...)  # ...: it is not there
+        if a != b:
+            inside = differing(a, b) if isinstance(a, dict) and isinstance(b, dict) else []
+            names += [f"{name}.{part}" for part in inside] or [name]
+    return sorted(names, key=str)
+
+
 def end_of(folder: RunFolder) -> dict:
     """Everything that a finished run leaves, but for its times: to be compared bit by bit."""
     checkpoint = load_checkpoint(latest_checkpoint(folder))

@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import make_runs, nplm, snapshot
 
 from nplm import files
-from nplm.cli import compare
+from nplm.cli import compare, curves
 from nplm.train.history import History, differences
 
 pytestmark = pytest.mark.cli
@@ -149,14 +149,14 @@ def test_a_page_of_two_or_three_runs_has_80_columns(capsys, run, monkeypatch, n)
 
 def test_curves_share_their_axes_and_have_a_form_in_ascii():
     falling = {step: 4.0 - 3 * (step - 1) / 7 for step in range(1, 9)}
-    assert compare._curve(falling, 8, 1.0, 4.0, compare.BLOCKS) == "█▇▆▅▄▃▂▁"
-    assert compare._curve(falling, 8, 1.0, 4.0, compare.PLAIN) == "#*+=:-._"
-    assert compare._curve({**falling, 3: math.nan}, 4, 1.0, 4.0, compare.PLAIN) == "#x-_"
+    assert curves.curve_of(falling, 8, 1.0, 4.0, curves.BLOCKS) == "█▇▆▅▄▃▂▁"
+    assert curves.curve_of(falling, 8, 1.0, 4.0, curves.PLAIN) == "#*+=:-._"
+    assert curves.curve_of({**falling, 3: math.nan}, 4, 1.0, 4.0, curves.PLAIN) == "#x-_"
     low = {step: 1.0 for step in range(1, 5)}
     empty = History(None, {}, [], None)
     runs = [dataclasses.replace(empty, metrics=[{"step": s, "loss": x} for s, x in curve.items()])
             for curve in (falling, low)]  # fmt: skip
-    lines = list(compare._curves(["a", "b"], runs, compare.BLOCKS))
+    lines = list(compare._curves(["a", "b"], runs, curves.BLOCKS))
     assert lines[1] == "  b  1.0000  ▁▁▁▁  1.0000"
 
 

@@ -314,7 +314,7 @@ def test_lr_find_prints_a_table_a_curve_and_a_suggestion_and_writes_nothing(text
 
 
 def test_lr_find_draws_in_ascii_where_blocks_cannot_be_shown(text, capsys, monkeypatch):
-    monkeypatch.setattr("nplm.cli.lr_find._can_show", lambda characters: False)
+    monkeypatch.setattr("nplm.cli.curves.can_show", lambda characters: False)
     code, out, _ = nplm(
         capsys, "lr-find", "--data", "text.txt", "--mode", "linear", "--epochs", "1", *SMALL
     )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nplm.cli.arguments import parse
+from nplm.cli.curves import curve_of, heights_to_show
 from nplm.errors import ConfigError
 from nplm.train import report
 from nplm.train.history import History, differences
 
 WIDTH = 80  # columns of a page of two or three runs
-BLOCKS, PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"  # eight heights; PLAIN for terminals without blocks
 CURVE = 46  # columns of the longest curve
 SAMPLE_LINES = 6
 
@@ -49,7 +48,7 @@ def main(arguments: list[str]) -> int:
         for line in _table(names, rows) if rows else ():
             print(line)
     print("\ntraining loss, every curve on the same axes")
-    for line in _curves(names, runs, BLOCKS if _can_show(BLOCKS) else PLAIN):
+    for line in _curves(names, runs, heights_to_show()):
         print(line)
     for name, run in zip(names, runs):
         print()
@@ -124,35 +123,8 @@ def _curves(names: Sequence[str], runs: Sequence[History], heights: str) -> Iter
             continue
         values = list(curve.values())
         width = max(1, round(CURVE * max(curve) / max(end, 1)))
-        drawn = _curve(curve, width, low, high, heights)
+        drawn = curve_of(curve, width, low, high, heights)
         yield f"  {name}  {values[0]:.4f}  {drawn}  {values[-1]:.4f}"
-
-
-def _curve(curve: dict[int, float], width: int, low: float, high: float, heights: str) -> str:
-    """Mean losses of equal stretches of steps as characters of rising height."""
-    width, end = min(width, len(curve)), max(curve)
-    stretches: list[list[float]] = [[] for _ in range(width)]
-    for step, loss in curve.items():
-        stretches[min(max(step - 1, 0) * width // end, width - 1) if end else 0].append(loss)
-    drawn = ""
-    for losses in stretches:
-        if not all(map(math.isfinite, losses)):
-            drawn += "x"
-        elif not losses:
-            drawn += " "
-        else:
-            mean = sum(loss / len(losses) for loss in losses)  # no sum that overflows
-            share = (mean / 2 - low / 2) / (high / 2 - low / 2) if high > low else 0
-            drawn += heights[min(int(share * len(heights)), len(heights) - 1)]
-    return drawn
-
-
-def _can_show(characters: str) -> bool:
-    try:
-        characters.encode(getattr(sys.stdout, "encoding", None) or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
 
 
 def _sample(name: str, run: History) -> Iterable[str]:

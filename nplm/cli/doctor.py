@@ -26,6 +26,7 @@ from nplm.nn.functional import cross_entropy
 from nplm.parity.tolerances import FINITE_DIFFERENCES, FORMULA_64, Tolerance
 from nplm.random import Generator, default_generator
 from nplm.train import report
+from nplm.train.run import blas
 
 NEEDED = {  # package -> what `nplm train` does with it
     "safetensors": "writes checkpoints",
@@ -37,6 +38,7 @@ OPTIONAL = {
     "threadpoolctl": "sets and shows the threads of the BLAS",
     "torch": "gives the devices torch:cpu and cuda",
 }
+BLAS = ("internal_api", "version", "num_threads")  # what is shown of each library
 MODEL = DecoderConfig(vocab_size=11, context=4, n_layer=1, n_head=2, n_embd=8)
 
 
@@ -87,6 +89,7 @@ def examine(out: Path) -> tuple[dict[str, Any], list[str]]:
     for name, test in _self_tests(devices).items():
         tests[name] = test or "passed"
         problems += [f"self-test {name}: {test}"] if test else []
+    pools = blas()
     found = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -95,7 +98,7 @@ def examine(out: Path) -> tuple[dict[str, Any], list[str]]:
         "missing": {name: f"pip install {name}" for name in missing},
         "devices": devices,
         "cores": {"machine": os.cpu_count(), "usable": usable_cores()},
-        "blas": _blas(),
+        "blas": None if pools is None else [{k: p[k] for k in BLAS} for p in pools],
         "disk": disk,
         "tests": tests,
     }
@@ -115,16 +118,6 @@ def _version(package: str, distribution: str | None = None) -> str | None:
         return metadata.version(distribution or package)
     except metadata.PackageNotFoundError:  # run from a folder that is not installed
         return "unknown"
-
-
-def _blas() -> list[dict[str, Any]] | None:
-    """The BLAS libraries in this process; None where nothing can tell."""
-    try:
-        from threadpoolctl import threadpool_info
-    except ImportError:
-        return None
-    keys = ("internal_api", "version", "num_threads")
-    return [{k: p.get(k) for k in keys} for p in threadpool_info() if p.get("user_api") == "blas"]
 
 
 def usable_cores(root: Path = Path("/")) -> float:
@@ -255,9 +248,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
         *(f"device     {name}: {what}" for name, what in devices.items()),
         f"cores      {cores['usable']:g} usable of {cores['machine']}",
     ]
-    for blas in found["blas"] or []:
-        threads = report.counted(blas["num_threads"], "thread")
-        lines.append(f"blas       {blas['internal_api']} {blas['version']}, {threads}")
+    for pool in found["blas"] or []:
+        threads = report.counted(pool["num_threads"], "thread")
+        lines.append(f"blas       {pool['internal_api']} {pool['version']}, {threads}")
     lines.append(f"disk       {free} free in {where}")
     lines += [f"test       {name}: {result}" for name, result in found["tests"].items()]
     uses = NEEDED | OPTIONAL

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from nplm.cli.arguments import given_flags, parse
-from nplm.cli.compare import BLOCKS, PLAIN, _can_show, _curve
+from nplm.cli.curves import curve_of, heights_to_show
 from nplm.errors import ConfigError, NplmError
 from nplm.train import job as training
 from nplm.train.config import ScheduleConfig, StopConfig, TrainConfig
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
     tokens = config.batch_size * config.accumulate * job.model.config.context
     print(f"range test {command.updates:,} updates of {tokens:,} tokens, learning rates "
           f"{command.lowest:g} to {command.highest:g} ({command.mode})", flush=True)  # fmt: skip
-    with training._threads(config.threads):
+    with training.blas_threads(config.threads):
         found = lr_find(
             job.model, job.optimizer, job.batches, lowest=command.lowest, highest=command.highest,
             steps=command.updates, mode=command.mode, stop_above=command.stop_above,
@@ -108,8 +108,8 @@ def _show(found: RangeTest) -> None:
         print(f"{lr:>10.2e}{loss:>16.4f}")
     finite = [loss for loss in found.losses if math.isfinite(loss)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-    heights = BLOCKS if _can_show(BLOCKS) else PLAIN
-    curve = _curve(dict(enumerate(found.losses, 1)), WIDTH, low, high, heights)
+    heights = heights_to_show()
+    curve = curve_of(dict(enumerate(found.losses, 1)), WIDTH, low, high, heights)
     print(f"loss       {curve}  {low:.4f} to {high:.4f}")
     first, last = (f"{lr:.1e}" for lr in (found.lrs[0], found.lrs[-1]))
     print(f"rate       {first}{last:>{max(len(curve) - len(first), len(last) + 1)}}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nplm import files
 from nplm.cli.arguments import parse
-from nplm.cli.compare import _can_show
+from nplm.cli.curves import can_show
 from nplm.errors import ConfigError
 from nplm.ops.creation import zeros
 from nplm.optim import SGD
@@ -105,7 +105,7 @@ def _curve(rate: Callable[[int], float], steps: int) -> Iterable[str]:
     rates = [rate(c * (steps - 1) // max(columns - 1, 1)) for c in range(columns)]
     top = max(rates)
     heights = [round(8 * ROWS * max(lr, 0) / top) if top > 0 else 0 for lr in rates]
-    cells = EIGHTHS if _can_show(EIGHTHS) else PLAIN
+    cells = EIGHTHS if can_show(EIGHTHS) else PLAIN
     for row in reversed(range(ROWS)):
         label = f"{top:.2e}" if row == ROWS - 1 else "0" if row == 0 else ""
         filled = "".join(cells[min(max(h - 8 * row, 0), 8)] for h in heights)

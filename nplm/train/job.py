@@ -186,7 +186,7 @@ def run(
     needed = (1 if resume else 2) * 3 * job.model.num_parameters() * job.config.itemsize
     files.require_free(resume.path if resume else job.config.out, needed)
     folder = resume or _new_folder(job)
-    with files.lock(folder.path), _threads(job.config.threads), Interruption() as interruption:
+    with files.lock(folder.path), blas_threads(job.config.threads), Interruption() as interruption:
         if resume is None:
             state = Progress()
             folder.begin_attempt(1, 0, 0, 0, job.config.device)
@@ -333,7 +333,7 @@ def _save(
     job: Job, folder: RunFolder, state: Progress, metrics: dict[str, Any] | None = None
 ) -> None:
     """Keep everything that the next update depends on: the next window begins here."""
-    state.__dict__.update(folder.sizes())
+    state.metrics_bytes, state.samples_bytes = folder.synced_bytes()
     save_checkpoint(
         folder, state.step, model=job.model, optimizer=job.optimizer, scheduler=job.scheduler,
         stopper=job.stopper, loader=job.batches, generators={"default": random.default_generator},
@@ -344,7 +344,8 @@ def _save(
     rotate(folder, job.config.keep, state.best_step)
 
 
-def _threads(n: int | None) -> AbstractContextManager[Any]:
+def blas_threads(n: int | None) -> AbstractContextManager[Any]:
+    """The BLAS takes `n` threads while this lasts; None leaves it alone.  Raises NplmError."""
     if n is None:
         return nullcontext()
     limits: AbstractContextManager[Any] = _threadpool_limits()(n, user_api="blas")

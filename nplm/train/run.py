@@ -76,7 +76,7 @@ class RunFolder:
             "config": _jsonable(config, "config"),
             "seed": seed,
             "versions": _versions(),
-            "blas": _blas(),
+            "blas": blas(),
             "corpus": None if corpus is None else _describe(corpus),
             "tokenizer": None if tokenizer is None else dict(tokenizer.to_dict()),
         }
@@ -125,14 +125,15 @@ class RunFolder:
         line = json.dumps(_jsonable(metrics, "metrics"), allow_nan=False)
         files.append_line(self.path / "metrics.jsonl", line)
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of what grows line by line, all on the disk: the part of the updates so far."""
-        for name in ("metrics", "samples"):
-            files.sync(self.path / f"{name}.jsonl")
-        return {
-            "metrics_bytes": files.size_of(self.path / "metrics.jsonl"),
-            "samples_bytes": files.size_of(self.path / "samples.jsonl"),
-        }
+    def synced_bytes(self) -> tuple[int, int]:
+        """Bytes of metrics.jsonl and samples.jsonl, all of them on the disk: those of the updates
+        so far.  Raises StorageError.
+        """
+        paths = [self.path / f"{name}.jsonl" for name in ("metrics", "samples")]
+        for path in paths:
+            files.sync(path)
+        metrics, samples = map(files.size_of, paths)
+        return metrics, samples
 
     def attempts(self) -> int:
         """How many attempts attempts.jsonl tells of: a beginning, and resumptions."""
@@ -158,7 +159,7 @@ class RunFolder:
             "command": shlex.join(sys.argv),
             "device": device,
             "versions": _versions(),
-            "blas": _blas(),
+            "blas": blas(),
         }
         line = json.dumps(_jsonable(record, "attempt"))
         files.append_line(self.path / "attempts.jsonl", line, sync=True)
@@ -216,11 +217,11 @@ def blas_in_words() -> str:
     """Every BLAS in the process with its version and threads, on one line; "" if unknown."""
     return ", ".join(
         f"{pool['internal_api']} {pool['version']} ({pool['architecture']}) x{pool['num_threads']}"
-        for pool in _blas() or []
+        for pool in blas() or []
     )
 
 
-def _blas() -> list[dict[str, Any]] | None:
+def blas() -> list[dict[str, Any]] | None:
     """Name, version and threads of every BLAS in the process; None without threadpoolctl."""
     try:
         from threadpoolctl import threadpool_info
