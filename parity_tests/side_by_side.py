@@ -1,7 +1,11 @@
 """The same on both sides: one seed, one array, one action for nplm and for torch."""
 
+import os
 import re
+import subprocess
+import sys
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -90,3 +94,15 @@ def assert_same_outcome(action):
     """It returns the same, or it raises the same class with the same words."""
     ours, theirs = (outcome(action, library) for library in LIBRARIES)
     assert ours == theirs
+
+
+def run_without_fused_multiply_adds(code):
+    """What `code` prints in a process of its own, in which torch rounds every operation."""
+    here = Path(__file__).parent
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=here,
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": str(here.parent)},
+        capture_output=True,
+        text=True,
+    )

@@ -3,11 +3,7 @@
 Muon and LBFGS have files of their own. `Pair` in test_optim.py holds both libraries.
 """
 
-import os
 import platform
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +15,8 @@ from test_optim import Pair, decays, devices, dtypes, rates
 from nplm.parity.tolerances import EXACT, OPTIMIZER_64, assert_close, to_numpy
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
+
+from side_by_side import run_without_fused_multiply_adds  # noqa: E402
 
 import nplm  # noqa: E402
 from nplm import optim  # noqa: E402
@@ -230,16 +228,8 @@ def compare_bits():
     platform.machine() not in ("x86_64", "AMD64"), reason="only there can torch run without FMA"
 )
 def test_without_fused_multiply_adds_every_bit_is_torchs():
-    run = subprocess.run(
-        [sys.executable, "-c", "import test_optimizers_updates as t; t.compare_bits()"],
-        cwd=Path(__file__).parent,
-        env={
-            **os.environ,
-            "ATEN_CPU_CAPABILITY": "default",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-        },
-        capture_output=True,
-        text=True,
+    run = run_without_fused_multiply_adds(
+        "import test_optimizers_updates; test_optimizers_updates.compare_bits()"
     )
     assert run.stdout.strip() == "equal", run.stderr
 
