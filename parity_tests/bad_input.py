@@ -30,7 +30,9 @@ BAD = {
     "`--tokenizer` unknown": (["train", "--tokenizer", "word"], 2, "expected 'character' or 'b"),
     "`--dtype` unknown": (["train", "--dtype", "float16"], 2, "expected 'float32' or"),
     "`--schedule.name` unknown": (
-        ["train", "--schedule.name", "cosin"], 2, "expected 'cosine' or 'constant' or 'step'"),
+        ["train", "--schedule.name", "cosin"], 2, "unknown schedule 'cosin': expected one of"),
+    "`--schedule.name` of a scheduler that needs a function": (
+        ["train", "--schedule.name", "LambdaLR"], 2, "made of a function, which a word cannot be"),
     "`--schedule.unit` unknown": (
         ["train", "--schedule.unit", "batch"], 2, "expected 'step' or 'epoch', got 'batch'"),
     "several settings out of range": (
@@ -59,30 +61,123 @@ BAD = {
     "a warm-up as long as the run": (
         ["train", "--steps", "50", "--schedule.warmup-steps", "50"], 2,
         "expected fewer than steps=50, got 50"),
-    "a constant rate that is never reached": (
-        ["train", "--steps", "9", "--schedule.name", "constant", "--schedule.warmup-steps", "9"], 2,
-        "expected fewer than steps=9, got 9"),
     "a warm-up as long as the epochs": (
         ["train", "--data", "ok.txt", "--epochs", "2", "--schedule.warmup-steps", "9"], 2,
         "expected fewer than the 6 steps of this run, got 9"),
-    "`--schedule.min-lr` without a cosine": (
+    "`--schedule.min-lr` of a schedule without one": (
         ["train", "--schedule.name", "constant", "--schedule.min-lr", "0"], 2,
-        "only schedule.name=cosine has one, got constant"),
-    "`--schedule.step-size` or `--schedule.gamma` without `--schedule.name step`": (
-        ["train", "--schedule.step-size", "4", "--schedule.gamma", "0.5"], 2,
-        "schedule.gamma: only schedule.name=step has one, got cosine"),
+        "schedule.min_lr: constant has none, got 0.0"),
+    "`--schedule.options` that the schedule does not have": (
+        ["train", "--schedule.name", "StepLR", "--schedule.options", "step_siz=4"], 2,
+        "unknown option 'step_siz': expected one of step_size, gamma; did you mean 'step_size'?"),
+    "an option that is not NAME=VALUE": (
+        ["train", "--schedule.options", "gamma"], 2, "expected NAME=VALUE, such as momentum=0.9"),
+    "an option that the schedule needs": (
+        ["train", "--schedule.name", "StepLR"], 2, "needs step_size, got none"),
+    "an option that is a function": (
+        ["train", "--schedule.name", "CyclicLR", "--schedule.options", "base_lr=0", "max_lr=1",
+         "scale_fn=abs"], 2, "scale_fn is a function, which no word can be"),
+    "a schedule that fails later": (
+        ["train", "--data", "ok.txt", "--schedule.name", "StepLR", "--schedule.options",
+         "step_size=0"], 2, "schedule StepLR: "),
+    "a schedule whose rate is none": (
+        ["train", "--data", "ok.txt", "--schedule.name", "ExponentialLR", "--schedule.options",
+         "gamma=-1"], 2, "its rate after 1 steps is -0.001"),
+    "`--schedule.parts` missing": (
+        ["train", "--schedule.name", "SequentialLR"], 2, "made of parts and need some"),
+    "`--schedule.parts` of a schedule without parts": (
+        ["train", "--schedule.parts", "LinearLR"], 2, "others have none, got 1 for nanogpt"),
+    "`--schedule.parts` that cannot be read": (
+        ["train", "--schedule.name", "ChainedScheduler", "--schedule.parts", "LinearLR 'x"], 2,
+        "No closing quotation"),
+    "a warm-up beside `--schedule.parts`": (
+        ["train", "--schedule.name", "ChainedScheduler", "--schedule.parts", "LinearLR",
+         "--schedule.warmup-steps", "3"], 2, "takes warm-up and floor from its parts"),
+    "`SequentialLR` without milestones": (
+        ["train", "--data", "ok.txt", "--schedule.name", "SequentialLR", "--schedule.parts",
+         "LinearLR", "nanogpt"], 2, "as the option milestones=[100] or the like, got None"),
+    "`--optimizer.name` unknown": (
+        ["train", "--optimizer.name", "Adm"], 2, "did you mean 'Adam'?"),
+    "`--optimizer.name LBFGS`": (
+        ["train", "--optimizer.name", "LBFGS"], 2, "LBFGS steps by a closure only"),
+    "`--optimizer.options` that the optimizer does not have": (
+        ["train", "--optimizer.options", "momentum=0.9"], 2, "unknown option 'momentum'"),
+    "`--optimizer.options` that it refuses": (
+        ["train", "--optimizer.name", "SGD", "--optimizer.options", "nesterov=true"], 2,
+        "optimizer SGD: Nesterov momentum requires a momentum"),
+    "an option of the wrong type": (
+        ["train", "--optimizer.name", "SGD", "--optimizer.options", "momentum=[1,2]"], 2,
+        "optimizer SGD: a value of the wrong type"),
+    "an option beyond all bounds": (
+        ["train", "--optimizer.name", "SGD", "--optimizer.options", "momentum=1e400"], 2,
+        "momentum: expected a number of at most 10^15"),
+    "an option that is code": (
+        ["train", "--optimizer.name", "SGD", "--optimizer.options", "momentum=exit()"], 2,
+        "momentum: expected a number, a list or a word"),
+    "an option that has a flag of its own": (
+        ["train", "--optimizer.name", "SGD", "--optimizer.options", "lr=3"], 2, "lr is --lr"),
+    "an option twice": (
+        ["train", "--optimizer.options", "eps=1e-8", "eps=1e-6"], 2, "eps is given twice"),
+    "`--beta1` of an optimizer without": (
+        ["train", "--optimizer.name", "SGD", "--beta1", "0.5"], 2, "beta1: SGD has no betas"),
+    "`--weight-decay` of an optimizer without": (
+        ["train", "--optimizer.name", "Rprop", "--weight-decay", "1"], 2, "has no weight_decay"),
+    "`--layer-decay` outside (0, 1]": (["train", "--layer-decay", "0"], 2, "number above 0"),
+    "`--windows` without `--epochs`": (
+        ["train", "--windows", "0:1", "4:8"], 2, "sizes by epoch need epochs"),
+    "`--windows` that is not EPOCH:SIZE": (
+        ["train", "--windows", "4", "--epochs", "3"], 2, "expected EPOCH:SIZE, such as 4:8"),
+    "`--windows` beside `--accumulate`": (
+        ["train", "--windows", "0:1", "--epochs", "3", "--accumulate", "2"], 2,
+        "windows: expected no accumulate beside them, got 2"),
+    "`--normalise` unknown": (["train", "--normalise", "batch"], 2, "expected 'token' or 'micro"),
+    "`--on-nonfinite` unknown": (
+        ["train", "--on-nonfinite", "ignore"], 2, "expected 'stop' or 'skip', got 'ignore'"),
+    "`--spike-threshold` not positive": (
+        ["train", "--spike-threshold", "0"], 2, "spike_threshold: expected a positive number"),
+    "`--average.name` unknown": (["train", "--average.name", "sma"], 2, "expected 'ema' or 'swa'"),
+    "a flag of the average without `--average.name`": (
+        ["train", "--average.decay", "0.9"], 2, "average.decay: needs average.name, got none"),
+    "`--average.decay` of an average without": (
+        ["train", "--average.name", "swa", "--average.decay", "0.9"], 2,
+        "only average.name=ema has one, got swa"),
+    "`--average.decay` outside [0, 1]": (
+        ["train", "--average.name", "ema", "--average.decay", "2"], 2, "a number in [0, 1]"),
+    "`--average.start` negative": (
+        ["train", "--average.name", "ema", "--average.start", "-1"], 2, "start: expected at"),
+    "`--average.every` below 1": (
+        ["train", "--average.name", "ema", "--average.every", "0"], 2, "every: expected at least"),
+    "`--average.swa-lr` not positive": (
+        ["train", "--average.name", "swa", "--average.swa-lr", "0"], 2, "swa_lr: expected a pos"),
+    "`--average.anneal` or `--average.anneal-strategy` without `--average.swa-lr`": (
+        ["train", "--average.name", "swa", "--average.anneal", "3", "--average.anneal-strategy",
+         "linear"], 2, "average.anneal_strategy: needs average.swa_lr"),
+    "`--stop.semantics` unknown": (
+        ["train", "--stop.patience", "1", "--stop.semantics", "kears"], 2,
+        "expected semantics as one of pytorchtools"),
+    "`--stop.baseline` or `--stop.start-from-epoch` without `--stop.semantics keras`": (
+        ["train", "--stop.patience", "1", "--stop.baseline", "3", "--stop.start-from-epoch", "2"], 2,
+        "'pytorchtools' has no baseline, leave it out; those with one: keras"),
+    "`--stop.check-finite` or a threshold without `--stop.semantics lightning`": (
+        ["train", "--stop.patience", "1", "--stop.check-finite", "True",
+         "--stop.divergence-threshold", "9"], 2,
+        "'pytorchtools' has no check_finite"),
+    "`--stop.threshold-mode` without `--stop.semantics plateau`": (
+        ["train", "--stop.patience", "1", "--stop.threshold-mode", "abs"], 2,
+        "'pytorchtools' has no threshold_mode"),
+    "`--stop.stopping-threshold` or `--stop.divergence-threshold` not a number": (
+        ["train", "--stop.patience", "1", "--stop.semantics", "lightning",
+         "--stop.stopping-threshold", "nan"], 2, "a number that is not NaN, got nan"),
+    "`--stop.delta` negative": (
+        ["train", "--stop.patience", "1", "--stop.delta", "-1"], 2, "expected a delta >= 0"),
     "`--stop.delta` without `--stop.patience`": (
         ["train", "--stop.delta", "0.1"], 2, "stop.delta: needs stop.patience"),
-    "a warm-up with `--schedule.name step`": (
-        ["train", "--schedule.name", "step", "--schedule.warmup-steps", "5"], 2,
-        "schedule.name=step has no warm-up, got 5"),
+    "a warm-up of a schedule without one": (
+        ["train", "--schedule.name", "StepLR", "--schedule.warmup-steps", "5"], 2,
+        "StepLR has no warm-up, got 5"),
     "`--schedule.unit epoch` without `--epochs`": (
         ["train", "--schedule.unit", "epoch"], 2, "'epoch' needs epochs"),
-    "`--schedule.step-size` below 1": (
-        ["train", "--schedule.step-size", "0"], 2, "step_size: expected at least"),
-    "`--schedule.gamma` negative": (
-        ["train", "--schedule.gamma", "-0.1"], 2, "gamma: expected a finite number >= 0"),
-    "`--stop.patience` below 1": (["train", "--stop.patience", "0"], 2, "stop.patience: expected"),
+    "`--stop.patience` below 1": (["train", "--stop.patience", "0"], 2, "patience >= 1, got 0"),
     "`--stop.delta` not a number": (["train", "--stop.delta", "nan"], 2, "stop.delta: expected a"),
     "`--eval-every` below 1": (["train", "--eval-every", "0"], 2, "eval_every: expected at least"),
     "`--log-every` below 1": (["train", "--log-every", "0"], 2, "log_every: expected at least"),
@@ -174,6 +269,8 @@ BAD = {
     "`lr-find --mode` unknown": (["lr-find", "--mode", "cosine"], 2, "'linear'"),
     "`lr-find --stop-above` not above 1": (
         ["lr-find", "--stop-above", "1"], 2, "stop_above: expected more than 1 or None"),
+    "`generate --weights` unknown": (
+        ["generate", ".", "--weights", "mean"], 2, "expected 'average' or 'trained' or None"),
     "`generate` without a run": (["generate"], 2, "RUN is missing: expected nplm"),
     "`generate` on a folder that is no run": (["generate", "."], 3, "run.json"),
     "`--temperature` not a number": (
@@ -249,7 +346,7 @@ def make_files(folder: Path, text: str) -> None:
         "gzip.txt": b"\x1f\x8b" + bytes(100),
         "unknown.toml": b"lrr = 1\n[schedule]\nwarmup_step = 3\n",
         "twice.toml": b"clip_norm = 1\nclip-norm = 2\n",
-        "quoted.toml": b'"schedule.name" = "step"\n',
+        "quoted.toml": b'"schedule.name" = "StepLR"\n',
         "huge.toml": b"data = " + b"[" * 5000,
         "types.toml": b'steps = "many"\ndtype = "float16"\nstop = 3\n',
     }.items():

@@ -37,7 +37,7 @@ def small_config(folder: Path, **changes) -> TrainConfig:
     settings = {
         "preset": "test-tiny", "data": (folder / "text.txt",), "epochs": 3, "batch_size": 3,
         "accumulate": 3, "lr": 0.03, "eval_every": 2, "sample_length": 12, "log_every": 1,
-        "schedule": ScheduleConfig("step", "epoch", step_size=1, gamma=0.1),
+        "schedule": ScheduleConfig("StepLR", ("step_size=1", "gamma=0.1"), "epoch"),
         "stop": StopConfig(patience=5, delta=0.2), "out": folder / "runs", "keep": 40,
     }  # fmt: skip
     return TrainConfig(**{**settings, **changes})
@@ -125,7 +125,32 @@ def end_of(folder: RunFolder) -> dict:
         "state": state,
         "model": (checkpoint.path / "model.safetensors").read_bytes(),
         "optimizer": (checkpoint.path / "optimizer.safetensors").read_bytes(),
+        "average": [path.read_bytes() for path in checkpoint.path.glob("average.safetensors")],
         "metrics": without_times((folder.path / "metrics.jsonl").read_text().splitlines()),
         "samples": (folder.path / "samples.jsonl").read_bytes(),
         "best": json.loads((folder.checkpoints / "best.json").read_text())["step"],
     }
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def by_steps(folder, **changes):
+    settings = {
+        "epochs": None, "steps": UPDATES, "stop": StopConfig(), "accumulate": 1,
+        "schedule": ScheduleConfig(),
+    }  # fmt: skip
+    return small_config(folder, **{**settings, **changes})
+
+
+def parted(tmp_path, step, **changes):
+    """The ends of a run that nobody stopped, and of one that was stopped after `step` updates."""
+    ends = []
+    for name, stop_at in (("whole", None), ("parted", step)):
+        (tmp_path / name).mkdir()
+        folder = begin(small_config(tmp_path / name, **changes), stop_at).folder
+        if stop_at is not None:
+            go_on(folder)
+        ends.append(end_of(folder))
+    return ends

@@ -194,8 +194,8 @@ def test_a_sound_folder_that_is_no_checkpoint_of_this_version_is_refused(tmp_pat
 
     with pytest.raises(CheckpointError, match=r"model\.safetensors: missing, so this is not"):
         load("a", model__safetensors=None)
-    newer = json.dumps(state | {"format_version": 3}).encode()
-    with pytest.raises(CheckpointError, match=r"version 3 was written by a newer nplm"):
+    newer = json.dumps(state | {"format_version": 4}).encode()
+    with pytest.raises(CheckpointError, match=r"version 4 was written by a newer nplm"):
         load("b", state__json=newer)
     with pytest.raises(CheckpointError, match=r"state\.json: not the state of a checkpoint"):
         load("c", state__json=b'{"format_version": 1}')

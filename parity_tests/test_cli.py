@@ -23,7 +23,9 @@ pytestmark = pytest.mark.cli
 TEXT = "the quick brown fox jumps over the lazy dog.\n" * 40
 NUMBERS = shlex.split(
     "--context --dropout --steps --epochs --batch-size --accumulate --lr --schedule.warmup-steps "
-    "--schedule.min-lr --schedule.step-size --schedule.gamma --stop.patience --stop.delta --beta1 "
+    "--schedule.min-lr --stop.patience --stop.delta --stop.baseline --stop.start-from-epoch "
+    "--stop.stopping-threshold --stop.divergence-threshold --average.decay --average.start "
+    "--average.every --average.swa-lr --average.anneal --layer-decay --spike-threshold --beta1 "
     "--beta2 --weight-decay --clip-norm --eval-every --log-every --sample-length --seed --threads"
 )
 SMALL = shlex.split(
@@ -70,7 +72,7 @@ def test_a_run_folder_has_the_final_layout(trained):
     folder, _ = trained
     described = json.loads((folder / "run.json").read_text())
     assert described["config"]["steps"] == 4
-    assert described["config"]["schedule"]["name"] == "cosine"
+    assert described["config"]["schedule"]["name"] == "nanogpt"
     assert described["corpus"]["sha256"]
     assert {"python", "numpy", "nplm"} <= set(described["versions"])
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -111,7 +113,7 @@ def test_equal_seeds_give_equal_runs(capsys, tmp_path, text):
 def test_every_training_flag_is_obeyed(capsys, tmp_path, text):
     code, out, err = run(
         capsys, "train", "--data", text, "--out", tmp_path / "runs", *SMALL, "--preset",
-        "tiny-llama", "--accumulate", 3, "--clip-norm", "None", "--schedule.name", "constant",
+        "tiny-llama", "--accumulate", 3, "--clip-norm", "None", "--schedule.name", "warmup_constant",
         "--dtype", "float64", "--threads", 1, "--name", "mine", "--seed", 5, "--lr", 2e-3,
         "--weight-decay", 0, "--beta1", 0.8, "--beta2", 0.95,
     )  # fmt: skip
@@ -311,7 +313,7 @@ def test_a_loss_that_is_not_finite_ends_with_4(capsys, tmp_path, text):
 def test_weights_that_the_last_update_broke_end_with_4(capsys, tmp_path, text, steps):
     code, _, err = run(capsys, "train", "--data", text, "--out", tmp_path / "runs", *SMALL,
                          "--steps", steps, "--eval-every", 1, "--lr", 1e300, "--clip-norm", "None",
-                         "--schedule.name", "constant", "--schedule.warmup-steps", 0)  # fmt: skip
+                         "--schedule.warmup-steps", 0)  # fmt: skip
     assert (code, "the validation loss is nan after step 1" in err) == (4, True), err
 
 

@@ -71,7 +71,7 @@ def test_epochs_are_shuffled_anew_and_repeatable(config):
 
 
 def test_a_step_schedule_drops_after_epochs(config):
-    schedule = ScheduleConfig("step", unit="epoch", step_size=2, gamma=0.5)
+    schedule = ScheduleConfig("StepLR", ("step_size=2", "gamma=0.5"), "epoch")
     result, _ = run_quietly(replace(config, epochs=5, accumulate=5, lr=0.01, schedule=schedule))
     lrs = {(m["epoch"], m["lr"]) for m in metrics_of(result)}
     assert lrs == {(0, 0.01), (1, 0.01), (2, 0.005), (3, 0.005), (4, 0.0025)}
@@ -79,7 +79,7 @@ def test_a_step_schedule_drops_after_epochs(config):
 
 @pytest.mark.parametrize(("unit", "end", "warmup"), [("step", 72, 7), ("epoch", 4, 0)])
 def test_the_cosine_falls_over_the_whole_run_after_a_tenth_of_warm_up(config, unit, end, warmup):
-    schedule = ScheduleConfig("cosine", unit)
+    schedule = ScheduleConfig("nanogpt", unit=unit)
     result, _ = run_quietly(replace(config, epochs=4, lr=0.01, schedule=schedule))
     lrs = [m["lr"] for m in metrics_of(result)]
     steps = lrs if unit == "step" else lrs[:: len(lrs) // 4]
@@ -94,7 +94,7 @@ def test_the_cosine_falls_over_the_whole_run_after_a_tenth_of_warm_up(config, un
 def test_early_stopping_ends_the_run_says_why_and_keeps_the_best(config):
     config = replace(
         config, steps=400, eval_every=5, lr=0.05, stop=StopConfig(patience=3),
-        schedule=ScheduleConfig("constant"),
+        schedule=ScheduleConfig("warmup_constant"),
     )  # fmt: skip
     result, said = run_quietly(config)
     losses = {m["step"]: m["validation_loss"] for m in metrics_of(result) if "validation_loss" in m}
@@ -113,7 +113,7 @@ def test_early_stopping_ends_the_run_says_why_and_keeps_the_best(config):
 
 def test_without_patience_a_run_goes_on_to_its_end(config):
     result, _ = run_quietly(
-        replace(config, steps=40, eval_every=5, lr=0.05, schedule=ScheduleConfig("constant"))
+        replace(config, steps=40, eval_every=5, lr=0.05, schedule=ScheduleConfig("warmup_constant"))
     )
     assert metrics_of(result)[-1]["step"] == 40
     assert result.stopped is None

@@ -91,12 +91,13 @@ def test_chains_of_stops_change_nothing(whole, tmp_path, seed):
 
 
 # ---- every component of the state is needed ------------------------------------------------------
-PARTS = ["model", "optimizer", "scheduler", "stopper", "loader", "random stream"]
+PARTS = ["model", "optimizer", "scheduler", "stopper", "loader", "spikes", "random stream"]
 NOT_NEEDED = {
     "step": "newest_good compares it with the folder's name",
     "attempt": "counted in attempts.jsonl",
     "seconds": "a time",
     "blas": "only told when it differs",
+    "skipped": "test_training_strategies.py resumes runs that skip",
 }
 LEFT_OUT = [*PARTS, *(f.name for f in fields(resume.Progress) if f.name not in NOT_NEEDED)]
 

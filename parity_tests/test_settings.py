@@ -25,9 +25,8 @@ clip_norm = "None"
 out = "there"
 
 [schedule]
-name = "step"
-step_size = 1
-gamma = 0.5
+name = "StepLR"
+options = ["step_size=1", "gamma=0.5"]
 
 [stop]
 patience = 3
@@ -51,9 +50,9 @@ def test_a_run_takes_its_settings_from_the_file_and_flags_win(settings, capsys):
         "lr": 0.002, "clip_norm": None, "out": "there", "seed": 1337,
     }  # fmt: skip
     assert {name: config[name] for name in expected} == expected
-    assert config["schedule"]["name"] == "step"
-    assert config["schedule"]["gamma"] == 0.5
-    assert config["stop"] == {"patience": 3, "delta": None}
+    assert config["schedule"]["name"] == "StepLR"
+    assert config["schedule"]["options"] == ["step_size=1", "gamma=0.5"]
+    assert (config["stop"]["patience"], config["stop"]["delta"]) == (3, None)
     lrs = [json.loads(line)["lr"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lrs == [0.002, 0.001]
 

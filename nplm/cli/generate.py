@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nplm import backend
 from nplm.cli.arguments import parse
@@ -32,6 +32,7 @@ class GenerateConfig:
     temperature: float = 0.8  # 0: always the likeliest; 1: as trained; more: wilder
     top_k: int | None = None  # draw among the k likeliest only; None: among all
     seed: int = 1337  # of the draws
+    weights: Literal["average", "trained"] | None = None  # None: the run's average if it has one
     device: str = "cpu"  # cpu (NumPy), torch:cpu or cuda
 
     def check(self) -> None:
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
     """Print the prompt and what the model makes of it, as soon as a character is whole."""
     config = parse(GenerateConfig, arguments, "nplm generate")
     backend.require_device(config.device)
-    model, tokenizer = load(config.run)
+    model, tokenizer = load(config.run, config.weights)
     model.to(config.device)
     prompt = tokenizer.opening if config.prompt is None else config.prompt
     ids = generate(
@@ -73,8 +74,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def load(path: Path) -> tuple[Decoder, Tokenizer]:
-    """The model and tokenizer of a run's best checkpoint, or of its last one."""
+def load(path: Path, weights: str | None = None) -> tuple[Decoder, Tokenizer]:
+    """The model and tokenizer of a run's best checkpoint, or of its last one.
+
+    weights: "average", "trained", or None for the average if there is one.
+    """
     run = RunFolder.open(path)
     try:
         newest = best_checkpoint(run) or latest_checkpoint(run)
@@ -90,7 +94,26 @@ def load(path: Path) -> tuple[Decoder, Tokenizer]:
         tokenizer = tokenizer_from_dict(checkpoint.tokenizer)
     except DataError as error:
         raise CheckpointError(f"{newest / 'tokenizer.json'}: {error}") from None
+    if weights != "trained":
+        checkpoint = _averaged(checkpoint, weights == "average")
     return _model(checkpoint, tokenizer.vocab_size), tokenizer
+
+
+def _averaged(checkpoint: Checkpoint, needed: bool) -> Checkpoint:
+    """The checkpoint with the average of its weights in their place, if there is one."""
+    average = checkpoint.average or {}
+    if not average.get("updates"):
+        if needed:
+            raise CheckpointError(
+                f"{checkpoint.path}: it has no average of its weights, or one that has not begun; "
+                "leave --weights out"
+            )
+        return checkpoint
+    found = average.get("weights")
+    names = checkpoint.state["ties"]
+    if not isinstance(found, dict) or checkpoint.model.keys() != found.keys() | names.keys():
+        raise CheckpointError(f"{checkpoint.path}: its average is not one of its weights")
+    return replace(checkpoint, model=found | {name: found[owner] for name, owner in names.items()})
 
 
 # ---- a config is compared with the weights before anything of its size is allocated --------------

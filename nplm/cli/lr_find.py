@@ -11,7 +11,7 @@ from nplm.cli.arguments import given_flags, parse
 from nplm.cli.curves import curve_of, heights_to_show
 from nplm.errors import ConfigError, NplmError
 from nplm.train import job as training
-from nplm.train.config import ScheduleConfig, StopConfig, TrainConfig
+from nplm.train.config import AverageConfig, ScheduleConfig, StopConfig, TrainConfig
 from nplm.train.lr_find import SKIP_BEGIN, SKIP_END, RangeTest, lr_find
 
 ROWS = 20  # of the table
@@ -19,9 +19,9 @@ WIDTH = 60  # columns of the curve
 # Settings of `nplm train` that this test does not use: a file may have them, a flag may not be one.
 UNUSED = (
     "--steps", "--lr", "--eval-every", "--log-every", "--checkpoint-every", "--keep",
-    "--sample-length", "--out", "--name",
+    "--sample-length", "--out", "--name", "--windows", "--on-nonfinite", "--spike-threshold",
 )  # fmt: skip
-TABLES = ("--schedule.", "--stop.")  # nor any of these
+TABLES = ("--schedule.", "--stop.", "--average.")  # nor any of these
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,9 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"the range test does not use {', '.join(unused)}; leave it out")
     config = TrainConfig(**{f.name: getattr(command, f.name) for f in fields(TrainConfig)})
     # The test sets the rates, so the schedule is none.
-    still = ScheduleConfig("constant", warmup_steps=0)
-    job = training.prepare(
-        replace(config, schedule=still, stop=StopConfig(), lr=command.highest, steps=None)
-    )
+    still = ScheduleConfig("constant")
+    bare = replace(config, schedule=still, stop=StopConfig(), average=AverageConfig(), windows=())
+    job = training.prepare(replace(bare, lr=command.highest, steps=None))
     print("\n".join(job.plan().splitlines()[:2]))
     tokens = config.batch_size * config.accumulate * job.model.config.context
     print(f"range test {command.updates:,} updates of {tokens:,} tokens, learning rates "
@@ -77,7 +76,7 @@ def main(arguments: list[str]) -> int:
         found = lr_find(
             job.model, job.optimizer, job.batches, lowest=command.lowest, highest=command.highest,
             steps=command.updates, mode=command.mode, stop_above=command.stop_above,
-            accumulate=config.accumulate, clip_norm=config.clip_norm,
+            accumulate=config.accumulate, clip_norm=config.clip_norm, normalise=config.normalise,
         )  # fmt: skip
     _show(found)
     linear = command.mode == "linear"

@@ -10,6 +10,7 @@ from nplm.optim.adagrad import Adagrad
 from nplm.optim.adam import Adam, AdamW
 from nplm.optim.adamax import Adamax
 from nplm.optim.asgd import ASGD
+from nplm.optim.chained import ChainedOptimizer
 from nplm.optim.lbfgs import LBFGS
 from nplm.optim.muon import Muon
 from nplm.optim.nadam import NAdam
@@ -29,6 +30,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "ChainedOptimizer",
     "Muon",
     "NAdam",
     "Optimizer",

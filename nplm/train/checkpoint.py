@@ -1,13 +1,15 @@
 """Checkpoints: everything that a run needs to go on, as one folder that is whole or absent.
 
 checkpoints/step-00000500/{MANIFEST.json, model.safetensors, optimizer.safetensors, state.json,
-tokenizer.json};  checkpoints/best.json names the best step. Read before: nplm/files/manifest.py.
+tokenizer.json, with an average average.safetensors};  checkpoints/best.json names the best step.
+Read before: nplm/files/manifest.py.
 """
 
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +21,16 @@ from nplm.errors import CheckpointError
 from nplm.train.packing import pack, unpack
 from nplm.train.run import HasDict, RunFolder
 
-FORMAT_VERSION = 2
-_STATES = ("optimizer", "scheduler", "stopper", "loader", "generators", "metrics", "progress")
+FORMAT_VERSION = 3
+_STATES = (
+    "optimizer", "scheduler", "swa_scheduler", "stopper", "loader", "average", "spikes",
+    "generators", "metrics", "progress",
+)  # fmt: skip
+_IN_A_FILE = ("optimizer", "average")  # whose arrays are in a safetensors file of that name
 _NEEDED = {  # by version: what state.json holds besides the format
     1: {"step", "config", "ties", "optimizer", "scheduler", "generators", "metrics"},
-    2: {"step", "config", "ties", *_STATES},
+    2: {"step", "config", "ties", *_STATES} - {"swa_scheduler", "average", "spikes"},
+    3: {"step", "config", "ties", *_STATES},
 }
 _STEP = re.compile(r"step-([0-9]{8})")
 
@@ -71,6 +78,9 @@ class Checkpoint:
     scheduler: dict[str, Any] | None
     stopper: dict[str, Any] | None
     loader: dict[str, Any] | None  # the place in the data where the next window begins
+    average: dict[str, Any] | None  # averaged weights: nplm/train/averaging.py
+    swa_scheduler: dict[str, Any] | None
+    spikes: dict[str, Any] | None
     generators: dict[str, Any] | None  # name -> state
     tokenizer: dict[str, Any] | None
     progress: dict[str, Any] | None  # what a run knows of itself: nplm/train/resume.py
@@ -86,6 +96,9 @@ def save_checkpoint(
     scheduler: HasState | None = None,
     stopper: HasState | None = None,
     loader: HasState | None = None,
+    average: HasState | None = None,
+    swa_scheduler: HasState | None = None,
+    spikes: HasState | None = None,
     generators: Mapping[str, HasGeneratorState] | None = None,
     tokenizer: HasDict | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -100,9 +113,17 @@ def save_checkpoint(
     if not 0 <= step < 10**8:
         raise ValueError(f"save_checkpoint: step must be in [0, 10^8), got {step}")
     weights, ties = _untie(model.state_dict())
-    moments: dict[str, npt.NDArray[Any]] = {}
+    arrays: dict[str, dict[str, npt.NDArray[Any]]] = {
+        name: {}
+        for name, part in (("optimizer", optimizer), ("average", average))
+        if part is not None
+    }
     parts: dict[str, Any] = {
+        "optimizer": _state_of(optimizer),
+        "average": _state_of(average),
         "scheduler": _state_of(scheduler),
+        "swa_scheduler": _state_of(swa_scheduler),
+        "spikes": _state_of(spikes),
         "stopper": _state_of(stopper),
         "loader": _state_of(loader),
         "generators": generators and {name: g.get_state() for name, g in generators.items()},
@@ -114,15 +135,17 @@ def save_checkpoint(
         "step": step,
         "config": pack(_config_of(model), "config"),
         "ties": ties,
-        "optimizer": None if optimizer is None else pack(optimizer.state_dict(), "", moments),
-        **{name: pack(part, name) for name, part in parts.items()},
+        **{
+            name: pack(part, "" if name in arrays else name, arrays.get(name))
+            for name, part in parts.items()
+        },
     }
     content: dict[str, Callable[[Path], None]] = {
         "model.safetensors": lambda path: files.save_tensors(path, weights),
         "state.json": lambda path: files.write_json(path, state),
     }
-    if optimizer is not None:
-        content["optimizer.safetensors"] = lambda path: files.save_tensors(path, moments)
+    for name, own in arrays.items():
+        content[f"{name}.safetensors"] = partial(files.save_tensors, tensors=own)
     if tokenizer is not None:
         vocabulary = dict(tokenizer.to_dict())
         content["tokenizer.json"] = lambda path: files.write_json(path, vocabulary)
@@ -170,19 +193,18 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
             raise CheckpointError(f"{path / needed}: missing, so this is not a whole checkpoint")
     where = str(path / "state.json")
     state = _read_state(content["state.json"], path / "state.json")
-    moments = None
-    if "optimizer.safetensors" in content:
-        moments = files.parse_tensors(
-            content["optimizer.safetensors"], path / "optimizer.safetensors"
-        )
+    arrays = {
+        name: files.parse_tensors(content[file], path / file)
+        for name in _IN_A_FILE
+        if (file := f"{name}.safetensors") in content
+    }
     tokenizer = None
     if "tokenizer.json" in content:
         tokenizer = files.parse_json(content["tokenizer.json"], path / "tokenizer.json")
         _require_mapping(tokenizer, path / "tokenizer.json", "the tokenizer")
     weights = files.parse_tensors(content["model.safetensors"], path / "model.safetensors")
     parts = {
-        name: unpack(state.get(name), where, moments if name == "optimizer" else None)
-        for name in (*_STATES, "config")
+        name: unpack(state.get(name), where, arrays.get(name)) for name in (*_STATES, "config")
     }
     for name, part in parts.items():
         _require_mapping(part, path / "state.json", name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from nplm.nn.module import Module
 from nplm.nn.utils import device_of
 from nplm.optim.optimizer import Optimizer
 from nplm.train.step import StepRecord, train_step
+from nplm.train.window_schedule import WindowSchedule
 
 
 class Scheduler(Protocol):
@@ -45,7 +46,7 @@ def fit(
     optimizer: Optimizer,
     loader: Iterable[Batch],
     *,
-    accumulate: int = 1,
+    accumulate: int | Mapping[int, int] = 1,
     scheduler: Scheduler | None = None,
     scheduler_unit: str = "step",
     clip_norm: float | None = None,
@@ -57,6 +58,7 @@ def fit(
 ) -> Iterator[StepRecord]:
     """Train, `accumulate` batches an update, and yield a record after each: use it in a `for`.
 
+    accumulate={0: 1, 4: 8}: one batch an update in epochs 0 to 3, eight from epoch 4 on.
     Ends after `epochs` passes over the loader or `steps` updates, whichever comes first. The
     scheduler moves after every update, or with scheduler_unit="epoch" after an epoch's last one;
     when a record is yielded, model, optimizer and scheduler are ready for the next update.
@@ -67,18 +69,18 @@ def fit(
     """
     if epochs is None and steps is None:
         raise ConfigError("fit: expected epochs or steps, got neither; say when to stop")
-    require_counts("fit", accumulate=accumulate)
+    sizes = WindowSchedule.of(accumulate)
     require_counts("fit", or_none=True, epochs=epochs, steps=steps)
     if optimizer.needs_closure:
         raise ConfigError(f"fit: {type(optimizer).__name__} steps by closure only; loop by hand")
     if scheduler_unit not in ("step", "epoch"):
         raise ConfigError(f"fit: expected scheduler_unit 'step' or 'epoch', got {scheduler_unit!r}")
     model.train()
-    ahead = epochs is not None or scheduler_unit == "epoch"
+    ahead = epochs is not None or scheduler_unit == "epoch" or sizes.changes
     step = first_step
     for epoch in itertools.count(first_epoch) if epochs is None else range(first_epoch, epochs):
         before, window = step, None
-        for window, ended in marked_windows(loader, accumulate, ahead):
+        for window, ended in marked_windows(loader, sizes.size(epoch), ahead):
             if steps is not None and step >= steps:
                 return
             record = train_step(model, optimizer, window, clip_norm=clip_norm, **options)
@@ -101,8 +103,7 @@ def evaluate(model: Module, loader: Iterable[Batch]) -> Evaluation:
 
     Token losses are summed in float64, so the batch size does not matter; draws no random numbers.
     """
-    training, total, n_targets = model.training, 0.0, 0
-    device = device_of(model)
+    training, device, total, n_targets = model.training, device_of(model), 0.0, 0
     model.eval()
     try:
         with no_grad():

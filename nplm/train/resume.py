@@ -17,6 +17,8 @@ from typing import Any
 from nplm import files, random
 from nplm.data.text import Corpus, default_corpus, read_corpus
 from nplm.errors import CheckpointError, ConfigError, DataError
+from nplm.ops.creation import zeros
+from nplm.optim.chained import ChainedOptimizer
 from nplm.train.checkpoint import Checkpoint, checkpoint_steps, load_checkpoint
 from nplm.train.config import TrainConfig
 from nplm.train.run import RunFolder
@@ -35,6 +37,7 @@ class Progress:
     attempt: int = 1  # 1, and one more at every resumption
     metrics_bytes: int = 0  # how much of metrics.jsonl belongs to these updates
     samples_bytes: int = 0  # and of samples.jsonl
+    skipped: int = 0  # updates that were not made, because a loss or gradient was not finite
     blas: str = ""  # libraries and threads: other ones may round otherwise
 
 
@@ -171,12 +174,12 @@ def load_states(checkpoint: Checkpoint, parts: dict[str, Any]) -> None:
         if part is None:
             continue
         try:
-            # As in torch, these two would take any key and any value.
-            if name == "scheduler":
+            # As in torch, these would take any key and any value.
+            if name in ("scheduler", "swa_scheduler"):
                 _require_alike(part.state_dict(), state, name)
             if name == "optimizer":
                 _require_alike(part.state_dict()["param_groups"], state["param_groups"], name)
-                _require_moments(part, state["state"])
+                _require_moments(part, state)
             part.load_state_dict(state)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
                 ValueError) as error:  # fmt: skip
@@ -190,60 +193,76 @@ def load_states(checkpoint: Checkpoint, parts: dict[str, Any]) -> None:
         ) from error
 
 
-_SETTINGS = (
-    "step_size",
-    "gamma",
-    "base_lrs",
-    "betas",
-    "eps",
-    "amsgrad",
-)  # of scheduler and optimizer
+def _require_moments(optimizer: Any, saved: Any) -> None:
+    """Raise ValueError unless every parameter, or none, has the entries that its optimizer makes.
 
-
-def _require_moments(optimizer: Any, state: Any) -> None:
-    """Raise ValueError unless every parameter, or none, has moments of its shape, and a step."""
+    What those are a step on a tiny parameter of as many axes shows.
+    """
+    if isinstance(optimizer, ChainedOptimizer):
+        for part, its in optimizer.parts_of(saved):
+            _require_moments(part, its)
+        return
+    state = saved["state"]
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    if not isinstance(state, dict) or (state and list(state) != list(range(len(params)))):
-        raise ValueError(f"expected the moments of {len(params)} parameters, in order")
+    numbers = [i for group in saved["param_groups"] for i in group["params"]]
+    if not isinstance(state, dict) or (state and list(state) != numbers):
+        raise ValueError(f"expected the state of {len(params)} parameters, in order")
+    expected = {n: _entries_of(optimizer, n) for n in {p.ndim for p in params}} if state else {}
     for p, entry in zip(params, state.values()):
-        if not isinstance(entry, dict) or entry.keys() != {"step", "exp_avg", "exp_avg_sq"}:
-            raise ValueError("moments: expected AdamW's step, exp_avg, exp_avg_sq")
+        names = expected[p.ndim]
+        if not isinstance(entry, dict) or entry.keys() != names.keys():
+            raise ValueError(
+                f"expected the entries {', '.join(names)} of {type(optimizer).__name__}"
+            )
         for name, value in entry.items():
-            shape = () if name == "step" else tuple(p.shape)
+            if names[name] is None:
+                if value is not None:
+                    raise ValueError(f"{name}: expected nothing, got {files.shown(value)}")
+                continue
+            shape = () if name in optimizer.host else optimizer.entry_shape(name, p)
             if getattr(value, "shape", None) != shape or value.dtype.kind != "f":
                 raise ValueError(f"{name}: expected floating numbers of shape {shape}")
-        if not 1 <= float(entry["step"]) < 1e15:
+        if "step" in names and not 1 <= float(entry["step"]) < 1e15:
             raise ValueError(f"step: expected 1 or more, got {float(entry['step'])}")
 
 
-def _require_alike(ours: Any, theirs: Any, where: str) -> None:
-    """Raise ValueError unless `theirs` has the keys of `ours`, and numbers where it has numbers.
+def _entries_of(optimizer: Any, axes: int) -> dict[str, Any]:
+    """The entries that a step makes for a parameter of so many axes."""
+    tiny = zeros(*[2] * axes, requires_grad=True)
+    tiny.grad = zeros(*[2] * axes)
+    options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+    like = type(optimizer)([{"params": [tiny], **options}])
+    like.step()
+    return dict(like.state[tiny])
 
-    What moves in a scheduler may differ; its settings, and those of the optimizer, may not.
+
+# What a schedule moves, in itself and in the optimizer's groups; all else is a setting.
+_MOVES = {
+    "last_epoch", "_step_count", "_last_lr", "_group_lrs", "T_cur", "T_i", "best",
+    "num_bad_epochs", "cooldown_counter", "lr",
+}  # fmt: skip
+_CYCLED = {"betas", "momentum"}  # they move too, in groups that have a base_momentum
+
+
+def _require_alike(ours: Any, theirs: Any, where: str, moves: bool = False) -> None:
+    """Raise ValueError unless `theirs` has the keys of `ours`, and its values or, where they move,
+    finite numbers in the place of its numbers.
     """
     if isinstance(ours, dict):
         if not isinstance(theirs, dict):
             raise ValueError(f"{where}: expected a mapping, got {files.shown(theirs)}")
-        if ours and ours.keys() != theirs.keys():  # {}: the state of an optimizer that never ran
+        if ours.keys() != theirs.keys():
             raise ValueError(f"{where}: expected {sorted(ours)}, got {files.shown(sorted(theirs))}")
+        moving = _MOVES | (_CYCLED if "base_momentum" in ours else set())
         for key in ours:
-            _require_alike(ours[key], theirs[key], f"{where}.{key}")
-            if (
-                key in ("step_size", "gamma", "base_lrs", "betas", "eps")
-                and ours[key] != theirs[key]
-            ):
-                raise ValueError(
-                    f"{where}.{key}: expected {ours[key]}, got {files.shown(theirs[key])}"
-                )
+            _require_alike(ours[key], theirs[key], f"{where}.{key}", moves or key in moving)
     elif isinstance(ours, list | tuple):
         if type(theirs) is not type(ours) or len(theirs) != len(ours):
             raise ValueError(f"{where}: expected {len(ours)} values, got {files.shown(theirs)}")
         for i, (a, b) in enumerate(zip(ours, theirs)):
-            _require_alike(a, b, f"{where}.{i}")
-    elif isinstance(ours, bool) or ours is None or isinstance(ours, str):
-        if type(theirs) is not type(ours):
-            raise ValueError(f"{where}: expected a value like {ours!r}, got {files.shown(theirs)}")
-    elif isinstance(ours, int | float):
-        number = isinstance(theirs, int | float) and not isinstance(theirs, bool)
-        if not number or not abs(theirs) < 1e300:
-            raise ValueError(f"{where}: expected a finite number, got {files.shown(theirs)}")
+            _require_alike(a, b, f"{where}.{i}", moves)
+    elif type(theirs) is bool or not isinstance(ours, int | float) or not moves:
+        if theirs != ours or (type(theirs) is bool) != (type(ours) is bool):
+            raise ValueError(f"{where}: expected {ours!r}, got {files.shown(theirs)}")
+    elif not isinstance(theirs, int | float) or not (theirs == ours or abs(theirs) < 1e300):
+        raise ValueError(f"{where}: expected a finite number, got {files.shown(theirs)}")

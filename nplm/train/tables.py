@@ -7,7 +7,7 @@ import difflib
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
 
@@ -65,7 +65,7 @@ def _filled(
 def converted(value: Any, hint: Any) -> Any:
     """A plain value as the type of a field; TypeError with the type's name where it is another."""
     origin, inside = get_origin(hint), get_args(hint)
-    if origin is types.UnionType:  # X | None
+    if origin in (types.UnionType, Union):  # X | None
         if value is None or value == "None":
             return None
         try:
