@@ -22,7 +22,7 @@ _BELOW_NN = "errors random backend autograd ops"
 _BELOW_TRAIN = f"{_BELOW_NN} nn models optim data files generation"
 MAY_IMPORT = {
     "errors": "",
-    "random": "errors",
+    "random": "errors random",
     "files": "errors files",
     "backend": "errors backend",
     "autograd.graph": "errors",

@@ -166,7 +166,7 @@ STRATEGIES = [
     _parity("every micro-batch is divided by its own targets", "nplm/train/accumulation.py",
             "share = 1 / total if", "share = 1 / count if",
             "test_strategies_run.py::test_the_float64_run_is_that_of_the_twin"),
-    _parity("dropout's mask is one place off", "nplm/random.py",
+    _parity("dropout's mask is one place off", "nplm/random/generator.py",
             "return self.bernoulli(size, 1.0 - p)",
             "return np.roll(self.bernoulli(size, 1.0 - p), 1)",
             "test_strategies_run.py::test_the_float64_run_is_that_of_the_twin"),

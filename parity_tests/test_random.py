@@ -15,18 +15,10 @@ from nplm.errors import ConfigError
 torch = pytest.importorskip(
     "torch", reason="the judge of these tests is PyTorch: pip install torch"
 )
-torch.set_num_threads(1)
+from streams import DTYPES, assert_same_numbers, assert_same_place  # noqa: E402  (it needs torch)
 
 pytestmark = pytest.mark.op
 
-# With AVX2 or AVX512 torch rounds x * a + b once and takes float32 log, cos, sin from polynomials
-# that nplm.random repeats: every bit is equal. Its kernels for other CPUs round twice and call the
-# C library. The angle's last bit and cancellation near zero make that up to 9 units in the last
-# place of the largest number drawn (ATEN_CPU_CAPABILITY=default, 18 million normals).
-EVERY_BIT = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-OTHER_CPU_ULPS = 16
-
-DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
 # Every size class of normal_: pair after pair below 16, whole blocks of 16, tails, several BLOCKs.
 SIZES = [0, 1, 2, 7, 15, 16, 17, 31, 32, 1000, nr.BLOCK, nr.BLOCK + 17, 3 * nr.BLOCK + 5]
 
@@ -36,23 +28,6 @@ both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 def seeded(seed):
     torch.manual_seed(seed)
     return nr.Generator().manual_seed(seed)
-
-
-def assert_same_numbers(ours, theirs):
-    theirs = theirs.numpy()
-    assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
-    if EVERY_BIT or ours.dtype.kind != "f" or not ours.size:
-        assert ours.tobytes() == theirs.tobytes(), f"{(ours != theirs).mean():.2%} differ"
-    else:
-        ulp = np.spacing(np.abs(theirs).max())
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=OTHER_CPU_ULPS * ulp)
-
-
-def assert_same_place(ours):
-    ours, theirs = ours.to_torch_state(), torch.get_rng_state().numpy()
-    if not EVERY_BIT:  # the kept normal is a float64 of the C library there too
-        ours, theirs = ours[:5016], theirs[:5016]
-    np.testing.assert_array_equal(ours, theirs)
 
 
 def draw_on_both(g, name, *args):
@@ -359,7 +334,12 @@ def test_fma_rounds_the_exact_value_once(x, a, b):
         (lambda g: g.randint(3, 3, (1,)), "randint: expected low < high, got low=3 high=3"),
         (lambda g: g.randint(0, 2**63, 1), "randint: expected 64-bit bounds"),
         (lambda g: g.randperm(-1), "randperm: expected 0 <= n <= .*, got n=-1"),
-        (lambda g: g.randperm(2**28), "randperm: expected 0 <= n <= .*, got n=268435456"),
+        (lambda g: g.randperm(129, np.int8), "randperm: expected 0 <= n <= 128 for int8, got n"),
+        (lambda g: g.randperm(1, np.bool_), "randperm: expected integers or floats, got bool"),
+        (lambda g: g.randint(0, 257, 1, np.uint8), "randint: uint8 holds 0 to 255, got 0 to 256"),
+        (lambda g: g.randint(-1, 2, 1, np.bool_), "randint: bool holds 0 to 1, got -1 to 1"),
+        (lambda g: g.random(1, np.int8, 128), "random: int8 holds -128 to 127, got 128 to 127"),
+        (lambda g: g.random(1, np.complex64), "dtype: expected integers or floats, got complex64"),
         (lambda g: g.rand(2, -1), r"size: expected integers >= 0, got \(2, -1\)"),
         (lambda g: g.rand(2, dtype=np.float16), "dtype: expected float32 or float64, got float16"),
         (lambda g: g.uniform(2, 1.0, 0.0), "uniform: expected finite low <= high, got low=1.0"),
@@ -367,6 +347,8 @@ def test_fma_rounds_the_exact_value_once(x, a, b):
         (lambda g: g.normal(2, 0.0, -1.0), "normal: expected std >= 0, got std=-1.0"),
         (lambda g: g.exponential(2, 0.0), "exponential: expected rate > 0, got rate=0.0"),
         (lambda g: g.bernoulli(2, 1.5), "bernoulli: expected 0 <= p <= 1, got p=1.5"),
+        (lambda g: g.bernoulli(1, np.array([math.nan])), "bernoulli: expected 0 <= p <= 1, got"),
+        (lambda g: g.bernoulli(1, np.array([1])), "dtype: expected float32 or float64, got int64"),
         (lambda g: g.dropout_mask(2, -0.5), "dropout_mask: expected 0 <= p <= 1, got p=-0.5"),
         (lambda g: g.multinomial(np.ones((2, 2, 2)), 1), "multinomial: expected probs"),
         (lambda g: g.multinomial(np.ones(3, np.int64), 1), "dtype: expected float32 or float64"),
@@ -376,6 +358,7 @@ def test_fma_rounds_the_exact_value_once(x, a, b):
         (lambda g: g.multinomial(np.array([1.0, 0.0]), 2), "expected 1 to 1 samples, got 2"),
         (lambda g: g.set_state({"seed": 1}), "set_state: expected get_state.*KeyError"),
         (lambda g: g.set_state(g.get_state() | {"pos": 625}), "set_state: expected 624 words"),
+        (lambda g: g.set_state(g.to_torch_state()), "torch's bytes go to from_torch_state"),
         (lambda g: g.from_torch_state(np.zeros(16, np.uint8)), "expected 5056 bytes"),
         (lambda g: g.from_torch_state(np.zeros(5056, np.uint8)), "set_state: expected 624 words"),
     ],

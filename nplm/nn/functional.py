@@ -25,6 +25,7 @@ from nplm.ops import linear as _linear
 from nplm.ops import loss as _loss
 from nplm.ops import norm as _norm
 from nplm.ops.creation import arange
+from nplm.ops.draws import dropout_mask
 from nplm.ops.elementwise import sigmoid, tanh
 from nplm.random import Generator
 
@@ -152,17 +153,8 @@ def dropout(
     refuse("dropout", inplace=inplace)
     if not training or p == 0:
         return input
-    y: Tensor = _dropout.dropout(input, _keep(input, input.shape, p, generator), p)
+    y: Tensor = _dropout.dropout(input, dropout_mask(input, p, generator), p)
     return y
-
-
-def _keep(like: Tensor, shape: tuple[int, ...], p: float, generator: Generator | None) -> Tensor:
-    """A boolean mask on the device of `like`; p = 1 draws nothing, as in torch."""
-    if p == 1:
-        mask = np.zeros(shape, np.bool_)
-    else:
-        mask = (generator or random.default_generator).dropout_mask(shape, p)
-    return Tensor(like.xp.asarray(mask, None, like.device))
 
 
 def scaled_dot_product_attention(
@@ -191,7 +183,8 @@ def scaled_dot_product_attention(
         query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
     keep = None
     if dropout_p > 0:
-        keep = _keep(query, (*query.shape[:-1], key.shape[-2]), dropout_p, None)
+        drawn = random.default_generator.dropout_mask((*query.shape[:-1], key.shape[-2]), dropout_p)
+        keep = Tensor(query.xp.asarray(drawn, None, query.device))
     y: Tensor = _attention.attention(
         query, key, value, attn_mask, keep, is_causal, scale, dropout_p
     )

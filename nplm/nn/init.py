@@ -7,10 +7,10 @@ import warnings
 
 import numpy as np
 
-from nplm import random
 from nplm.autograd.factory import as_tensor
 from nplm.autograd.grad_mode import no_grad
 from nplm.autograd.tensor import Tensor
+from nplm.ops.creation import empty_like
 from nplm.random import Generator
 
 
@@ -18,16 +18,18 @@ def uniform_(
     tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: Generator | None = None
 ) -> Tensor:
     """Uniform in [a, b)."""
-    draw = (generator or random.default_generator).uniform(tensor.shape, a, b, tensor.dtype)
-    return _fill(tensor, as_tensor(draw))
+    with no_grad():
+        tensor.uniform_(a, b, generator=generator)
+    return tensor
 
 
 def normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None
 ) -> Tensor:
     """Normal with the given mean and standard deviation."""
-    draw = (generator or random.default_generator).normal(tensor.shape, mean, std, tensor.dtype)
-    return _fill(tensor, as_tensor(draw))
+    with no_grad():
+        tensor.normal_(mean, std, generator=generator)
+    return tensor
 
 
 def trunc_normal_(
@@ -49,22 +51,42 @@ def trunc_normal_(
             "The distribution of values may be incorrect.",
             stacklevel=2,
         )
-    g, kind, shape = generator or random.default_generator, tensor.dtype, tensor.shape
     inside = _normal_cdf((b - mean) / std) - _normal_cdf((a - mean) / std)
-    out, pending = np.zeros(shape, kind), np.ones(shape, np.bool_)
-    log_peak = -0.5 * ((max(a, min(mean, b)) - mean) / std) ** 2
-    while True:  # a whole array is drawn in every round, as in torch
+    with no_grad():
         if inside > 0.3:
-            out = np.where(pending, g.normal(shape, mean, std, kind), out)
-            pending = (out < kind.type(a)) | (out > kind.type(b))
+            _redraw_normals(tensor, mean, std, a, b, generator)
         else:
-            candidates = g.uniform(shape, a, b, kind)
-            out = np.where(pending, candidates, out)
-            log_density = ((candidates - mean) / std) ** 2 * -0.5 - log_peak
-            with np.errstate(divide="ignore"):
-                pending &= np.log(g.uniform(shape, 0.0, 1.0, kind)) > log_density
-        if not pending.any():
-            return _fill(tensor, as_tensor(out))
+            _accept_by_density(tensor, mean, std, a, b, generator)
+    return tensor
+
+
+def _redraw_normals(
+    tensor: Tensor, mean: float, std: float, a: float, b: float, generator: Generator | None
+) -> None:
+    """A whole tensor is drawn in every round, as in torch; later rounds into memory without gaps,
+    where normals come in blocks also if `tensor` has gaps and got them pair after pair."""
+    low, high = tensor.dtype.type(a), tensor.dtype.type(b)
+    out = np.asarray(tensor.normal_(mean, std, generator=generator).detach()).copy()
+    while ((out < low) | (out > high)).any():
+        again = np.asarray(empty_like(tensor).normal_(mean, std, generator=generator))
+        out = np.where((out < low) | (out > high), again, out)
+    tensor.copy_(as_tensor(out))
+
+
+def _accept_by_density(
+    tensor: Tensor, mean: float, std: float, a: float, b: float, generator: Generator | None
+) -> None:
+    """Two whole tensors are drawn in every round: candidates, and what decides about them."""
+    out, pending = np.zeros(tensor.shape, tensor.dtype), np.ones(tensor.shape, np.bool_)
+    log_peak = -0.5 * ((max(a, min(mean, b)) - mean) / std) ** 2
+    while pending.any():
+        candidates = np.asarray(empty_like(tensor).uniform_(a, b, generator=generator))
+        out = np.where(pending, candidates, out)
+        log_density = ((candidates - mean) / std) ** 2 * -0.5 - log_peak
+        fractions = np.asarray(empty_like(tensor).uniform_(generator=generator))
+        with np.errstate(divide="ignore"):
+            pending &= np.log(fractions) > log_density
+    tensor.copy_(as_tensor(out))
 
 
 def _normal_cdf(x: float) -> float:
@@ -166,9 +188,3 @@ def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> floa
         raise ValueError(f"Mode {mode} not supported, please use one of ['fan_in', 'fan_out']")
     fan = fans(tensor)[mode == "fan_out"]
     return calculate_gain(nonlinearity, a) / math.sqrt(fan)
-
-
-def _fill(tensor: Tensor, values: Tensor) -> Tensor:
-    with no_grad():
-        tensor.copy_(values)
-    return tensor

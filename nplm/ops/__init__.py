@@ -6,7 +6,18 @@
 from typing import Any
 
 from nplm.autograd.tensor import Tensor
-from nplm.ops import activation, api, creation, elementwise, extras, inplace, linear, reduce, shape
+from nplm.ops import (
+    activation,
+    api,
+    creation,
+    draws,
+    elementwise,
+    extras,
+    inplace,
+    linear,
+    reduce,
+    shape,
+)
 
 
 def _reflected(op: Any) -> Any:
@@ -69,7 +80,8 @@ def _bind() -> None:
             masked_fill gather index_select std norm allclose to type_as cpu contiguous clone""",
         creation: "new_tensor new_full new_zeros new_ones",
         extras: """sort argsort topk mm bmm dot outer square expand_as view_as repeat ndimension
-            nelement equal isclose multinomial normal_ uniform_ masked_fill_""",
+            nelement equal isclose multinomial masked_fill_""",
+        draws: "bernoulli normal_ uniform_ bernoulli_ exponential_ random_",
         inplace: "add_ sub_ mul_ div_ fill_ zero_ copy_ clamp_",
     }
     for module, names in methods.items():

@@ -1,4 +1,7 @@
-"""New tensors: zeros, ones, arange, the random ones, and their `_like` forms.  Twins: torch's."""
+"""New tensors: zeros, ones, arange, and their `_like` forms; draws.py has the random ones.
+
+Twins: torch's.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +37,23 @@ def device(type: str, index: int | None = None) -> str:
     return known[1] or name
 
 
-def _place(values: np.ndarray, device: str, requires_grad: bool) -> Tensor:
+def place(values: np.ndarray, device: str, requires_grad: bool = False) -> Tensor:
+    """An array of the host as a tensor on a device."""
     return Tensor(namespace_for(device).asarray(values, None, device), requires_grad)
+
+
+def order_of(input: Tensor) -> tuple[tuple[int, ...], bool]:
+    """(axes from the slowest in memory to the fastest, whether that is contiguous)"""
+    array = input.array
+    on_host = isinstance(array, np.ndarray)
+    strides, step = (array.strides, array.itemsize) if on_host else (array.stride(), 1)
+    contiguous = random.is_contiguous(input.shape, strides, step)
+    return random.memory_order(input.shape, strides), contiguous
+
+
+def in_order(values: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """Axes that came in `order` go back to their places; memory stays as it is."""
+    return values.transpose(sorted(range(len(order)), key=order.__getitem__))
 
 
 def full(
@@ -45,7 +63,7 @@ def full(
     if dtype is None:
         kind = {bool: np.bool_, int: np.int64}.get(type(fill_value), get_default_dtype())
         dtype = np.dtype(kind)
-    return _place(np.full(size_of((size,)), fill_value, dtype), device, requires_grad)
+    return place(np.full(size_of((size,)), fill_value, dtype), device, requires_grad)
 
 
 def zeros(
@@ -67,19 +85,27 @@ def empty(
     return zeros(*size, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
+def empty_like(input: Tensor, dtype: Any = None) -> Tensor:
+    """To be filled; zeros, as `empty` gives, of the shape, dtype and device of `input`."""
+    return full_like(input, 0, dtype)
+
+
 def zeros_like(input: Tensor, dtype: Any = None) -> Tensor:
     """Zeros of the shape, dtype and device of `input`."""
-    return zeros(input.shape, dtype=dtype or input.dtype, device=input.device)
+    return full_like(input, 0, dtype)
 
 
 def ones_like(input: Tensor, dtype: Any = None) -> Tensor:
     """Ones of the shape, dtype and device of `input`."""
-    return ones(input.shape, dtype=dtype or input.dtype, device=input.device)
+    return full_like(input, 1, dtype)
 
 
 def full_like(input: Tensor, fill_value: Any, dtype: Any = None) -> Tensor:
-    """One value in the shape, dtype and device of `input`."""
-    return full(input.shape, fill_value, dtype or input.dtype, input.device)
+    """One value in the shape, dtype and device of `input`, its axes in the same order in memory."""
+    order, _ = order_of(input)
+    shape = [input.shape[axis] for axis in order]
+    values = np.full(shape, fill_value, np.dtype(dtype or input.dtype))
+    return place(in_order(values, order), input.device)
 
 
 def arange(
@@ -116,7 +142,7 @@ def linspace(
         random.fused_multiply_add(places[::-1], -step, high),
     )
     values = np.where(places < max(steps // 2, 1), from_low, from_high)
-    return _place(values.astype(kind), device, requires_grad)
+    return place(values.astype(kind), device, requires_grad)
 
 
 def from_numpy(ndarray: np.ndarray) -> Tensor:
@@ -128,7 +154,7 @@ def from_numpy(ndarray: np.ndarray) -> Tensor:
 
 def eye(n: int, dtype: Any = None, device: str = "cpu") -> Tensor:
     """The (n, n) identity."""
-    return _place(np.eye(n, dtype=dtype or get_default_dtype()), device, False)
+    return place(np.eye(n, dtype=dtype or get_default_dtype()), device, False)
 
 
 # ---- methods: in the dtype and on the device of `input`, unless others are given -----------------
@@ -163,84 +189,3 @@ def new_ones(
 ) -> Tensor:
     """A tensor of ones: `x.new_ones(2, 3)` or `x.new_ones((2, 3))`."""
     return new_full(input, size_of(size), 1, dtype, device, requires_grad)
-
-
-# ---- random: torch's CPU stream, whatever the device ---------------------------------------------
-def rand(
-    *size: Any,
-    generator: random.Generator | None = None,
-    dtype: Any = None,
-    device: str = "cpu",
-    requires_grad: bool = False,
-) -> Tensor:
-    """Uniform in [0, 1)."""
-    g, dtype = generator or random.default_generator, dtype or get_default_dtype()
-    return _place(g.uniform(size_of(size), 0.0, 1.0, dtype), device, requires_grad)
-
-
-def randn(
-    *size: Any,
-    generator: random.Generator | None = None,
-    dtype: Any = None,
-    device: str = "cpu",
-    requires_grad: bool = False,
-) -> Tensor:
-    """Normal with mean 0 and standard deviation 1."""
-    g, dtype = generator or random.default_generator, dtype or get_default_dtype()
-    return _place(g.normal(size_of(size), 0.0, 1.0, dtype), device, requires_grad)
-
-
-def rand_like(
-    input: Tensor,
-    *,
-    generator: random.Generator | None = None,
-    dtype: Any = None,
-    device: str | None = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """`rand` in the shape, dtype and on the device of `input`."""
-    return rand(
-        input.shape,
-        generator=generator,
-        dtype=dtype or input.dtype,
-        device=device or input.device,
-        requires_grad=requires_grad,
-    )
-
-
-def randn_like(
-    input: Tensor,
-    *,
-    generator: random.Generator | None = None,
-    dtype: Any = None,
-    device: str | None = None,
-    requires_grad: bool = False,
-) -> Tensor:
-    """`randn` in the shape, dtype and on the device of `input`."""
-    return randn(
-        input.shape,
-        generator=generator,
-        dtype=dtype or input.dtype,
-        device=device or input.device,
-        requires_grad=requires_grad,
-    )
-
-
-def randint(
-    low: int,
-    high: int | None = None,
-    size: Any = None,
-    generator: random.Generator | None = None,
-    device: str = "cpu",
-) -> Tensor:
-    """Integers in [low, high): `randint(high, size)` or `randint(low, high, size)`, as in torch."""
-    if size is None:
-        low, high, size = 0, low, high
-    assert high is not None
-    g = generator or random.default_generator
-    return _place(g.randint(low, high, size_of((size,))), device, False)
-
-
-def randperm(n: int, generator: random.Generator | None = None, device: str = "cpu") -> Tensor:
-    """The integers 0 .. n-1 in random order."""
-    return _place((generator or random.default_generator).randperm(n), device, False)

@@ -186,26 +186,6 @@ def multinomial(
 
 
 @in_place
-def normal_(
-    self: Tensor, mean: float = 0, std: float = 1, *, generator: random.Generator | None = None
-) -> None:
-    """Every element becomes a normal draw."""
-    g = generator or random.default_generator
-    drawn = g.normal(self.shape, mean, std, self.dtype)
-    self.array[...] = self.xp.asarray(drawn, None, self.device)
-
-
-@in_place
-def uniform_(
-    self: Tensor, from_: float = 0, to: float = 1, *, generator: random.Generator | None = None
-) -> None:
-    """Every element becomes a draw from [from_, to)."""
-    g = generator or random.default_generator
-    drawn = g.uniform(self.shape, from_, to, self.dtype)
-    self.array[...] = self.xp.asarray(drawn, None, self.device)
-
-
-@in_place
 def masked_fill_(self: Tensor, mask: Tensor, value: float) -> None:
     """Where the mask holds an element becomes `value`."""
     if mask.dtype != bool_:

@@ -1,19 +1,22 @@
-"""How torch draws random numbers on the CPU, in NumPy: one Mersenne Twister, and for every
-distribution the rule that turns its 32-bit words into values, down to the last rounding.
-Read nothing before it; parity_tests/test_random.py holds it against PyTorch, bit by bit.
+"""torch.Generator in NumPy: the Mersenne Twister's words, and how every distribution uses them.
+Read rounding.py and normals.py after it: they are arithmetic alone.
 """
 
 import math
 import operator
 import secrets
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nplm.errors import ConfigError
+from nplm.random.layout import memory_order
+from nplm.random.normals import box_muller, libm, pairs_of_normals
+from nplm.random.rounding import F32, F64, fused_multiply_add
 
 Array = npt.NDArray[Any]
 Size = int | Sequence[int]
@@ -21,7 +24,7 @@ DType = npt.DTypeLike
 
 N = 624  # words in the twister's state; when the last one is used up, all are renewed
 BLOCK = 1 << 14  # numbers worked on at a time: few enough for every temporary to stay in cache
-F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
+SMALL_PERM = (2**32 - 1) // 20  # from here on torch.randperm draws long words
 
 # The C struct in torch.get_rng_state(): seed, left, 1, next, key, 0, kept normal, 0, is one kept,
 # 0, 0.  `left` and `next` are one position seen from both ends; old torches filled the zeros.
@@ -31,9 +34,10 @@ TORCH_STATE = struct.Struct(f"QiiQ{N}Qdddi4xf?3x")
 class Generator:
     """torch.Generator: a Mersenne Twister and one kept normal.   Bad arguments raise ConfigError.
 
-    Equality with torch is claimed for contiguous tensors (torch fills memory in its order) and for
-    its kernels on x86 with AVX2 or AVX512; on other CPUs float roundings differ, words do not.
-    `size` is an int or a sequence of ints, `dtype` is float32 or float64.
+    Equality with torch is claimed for its kernels on x86 with AVX2 or AVX512; on other CPUs float
+    roundings differ, words do not.  Numbers come in the order of the indices; tensors that lie in
+    memory otherwise are filled by nplm.ops.draws.  `size` is an int or a sequence of ints, `dtype`
+    is float32 or float64 (of integers: any).
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -70,8 +74,11 @@ class Generator:
             seed, pos = operator.index(state["seed"]), operator.index(state["pos"])
             key = np.array(state["key"], dtype=np.uint32)
             normal = None if state["normal"] is None else float(state["normal"])
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"set_state: expected get_state()'s dict, got {error!r}") from error
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(
+                f"set_state: expected get_state()'s dict, got {error!r}; "
+                "torch's bytes go to from_torch_state"
+            ) from error
         good = key.shape == (N,) and 0 <= pos <= N and 0 <= seed < 2**64
         _expect(good, f"set_state: expected {N} words and 0 <= pos <= {N}, got {key.shape}, {pos}")
         self._twister.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": pos}}
@@ -96,7 +103,8 @@ class Generator:
         raw, expected = np.asarray(array), f"{TORCH_STATE.size} bytes of torch.get_rng_state()"
         good = raw.dtype == np.uint8 and raw.shape == (TORCH_STATE.size,)
         _expect(good, f"from_torch_state: expected {expected}, got {raw.dtype} {raw.shape}")
-        seed, left, _, _, *key, _, normal, _, has, _, _ = TORCH_STATE.unpack(raw.tobytes())
+        seed, left, _, _, *key, _, normal, _, has, _, single = TORCH_STATE.unpack(raw.tobytes())
+        _expect(not single, "from_torch_state: expected no kept float32 normal: torch keeps none")
         kept = normal if has else None
         return self.set_state({"seed": seed, "key": key, "pos": N + 1 - left, "normal": kept})
 
@@ -134,12 +142,21 @@ class Generator:
             part[part == top] = bottom  # rounding can reach `high`, which the interval excludes
         return out.reshape(shape)
 
-    def bernoulli(self, size: Size, p: float = 0.5) -> npt.NDArray[np.bool_]:
-        """True where a float64 fraction is below p.   torch.empty(size).bernoulli_(p) == 1"""
-        _expect(0.0 <= p <= 1.0, f"bernoulli: expected 0 <= p <= 1, got p={p}")
-        out = np.empty(_shape(size), np.bool_)
-        for part in _blocks(out.reshape(-1)):
-            part[:] = self._fractions(part.size, F64) < p
+    def bernoulli(self, size: Size, p: float | Array = 0.5) -> npt.NDArray[np.bool_]:
+        """True where a fraction is below p.   torch.empty(size).bernoulli_(p) == 1
+
+        The fraction is a float64 for a number p; for an array p, which broadcasts to `size`, it has
+        the dtype of p, and is compared with the p of its own place.
+        """
+        out, kind = np.empty(_shape(size), np.bool_), F64
+        chances: Iterable[float | Array] = repeat(p)
+        good = np.all((np.asarray(p) >= 0.0) & (np.asarray(p) <= 1.0))
+        _expect(good, f"bernoulli: expected 0 <= p <= 1, got p={p}")
+        if isinstance(p, np.ndarray):
+            kind = _floating(p.dtype)
+            chances = _blocks(np.broadcast_to(p, out.shape).reshape(-1))
+        for part, chance in zip(_blocks(out.reshape(-1)), chances):
+            part[:] = self._fractions(part.size, kind) < chance
         return out
 
     def dropout_mask(self, size: Size, p: float = 0.5) -> npt.NDArray[np.bool_]:
@@ -154,73 +171,125 @@ class Generator:
         _expect(rate > 0.0, f"exponential: expected rate > 0, got rate={rate}")
         out = np.empty(_shape(size), _floating(dtype))
         for part in _blocks(out.reshape(-1)):
-            part[:] = -1.0 / rate * _libm(math.log1p, -self._fractions(part.size, F64))
+            part[:] = -1.0 / rate * libm(math.log1p, -self._fractions(part.size, F64))
         return out
 
     def randn(self, *size: Any, dtype: DType = F32) -> Array:
         """Standard normal.   torch.randn(2, 3) or torch.randn((2, 3))"""
         return self.normal(size[0] if len(size) == 1 else size, dtype=dtype)
 
-    def normal(self, size: Size, mean: float = 0, std: float = 1, dtype: DType = F32) -> Array:
+    def normal(
+        self,
+        size: Size,
+        mean: float = 0,
+        std: float = 1,
+        dtype: DType = F32,
+        in_blocks: bool = True,
+    ) -> Array:
         """Normal numbers by Box and Muller, two from two fractions u, v.   Tensor.normal_
 
         With radius = sqrt(-2 log(1 - u)) and angle = 2 pi v, radius * cos(angle) and radius *
-        sin(angle) are independent normals.  Below 16 numbers torch makes pair after pair, from 16
-        on blocks of 16: so the first of 15 numbers is not the first of 16.
+        sin(angle) are independent normals.  Below 16 numbers, and in tensors that are not
+        contiguous (`in_blocks=False`), torch makes pair after pair; else it makes blocks of 16: so
+        the first of 15 numbers is not the first of 16.
         """
         shape, kind = _shape(size), _floating(dtype)
         _expect(std >= 0.0, f"normal: expected std >= 0, got std={std}")
         n = math.prod(shape)
-        if n < 16:  # in float64 for both dtypes
-            pairwise = np.array([self._next_normal() for _ in range(n)], F64)
-            return fused_multiply_add(pairwise, std, mean).astype(kind).reshape(shape)
+        if n < 16 or not in_blocks:  # in float64 for both dtypes
+            out = np.empty(n, kind)
+            for part in _blocks(out):
+                part[:] = fused_multiply_add(self._next_normals(part.size), std, mean)
+            return out.reshape(shape)
         out = self._fractions(n, kind)
         for part in _blocks(out[: n - n % 16]):
-            part[:] = _box_muller(part, kind.type(mean), kind.type(std))
+            part[:] = box_muller(part, kind.type(mean), kind.type(std))
         if n % 16:  # the last 16 are drawn anew, over what the last whole block has given
-            out[-16:] = _box_muller(self._fractions(16, kind), kind.type(mean), kind.type(std))
+            out[-16:] = box_muller(self._fractions(16, kind), kind.type(mean), kind.type(std))
         return out.reshape(shape)
 
-    def _next_normal(self) -> float:
-        """One float64 normal; the other of the pair is kept for the next small draw."""
-        if self._kept_normal is not None:
-            kept, self._kept_normal = self._kept_normal, None
-            return kept
-        v, u = self._fractions(2, F64).tolist()  # here v comes first
-        radius, angle = math.sqrt(-2.0 * math.log1p(-u)), 2.0 * math.pi * v
-        self._kept_normal = radius * math.sin(angle)
-        return radius * math.cos(angle)
+    def _next_normals(self, n: int) -> Array:
+        """n float64 normals; the other of the last pair is kept for the next such draw."""
+        if n == 0:
+            return np.empty(0)
+        kept = [] if self._kept_normal is None else [self._kept_normal]
+        pairs = self._fractions(n - len(kept) + (n - len(kept)) % 2, F64).reshape(-1, 2)
+        normals = np.concatenate([kept, pairs_of_normals(v=pairs[:, 0], u=pairs[:, 1])])
+        self._kept_normal = float(normals[n]) if len(normals) > n else None
+        return normals[:n]
 
-    def randint(self, low: int, high: int, size: Size) -> npt.NDArray[np.int64]:
+    def randint(self, low: int, high: int, size: Size, dtype: DType = np.int64) -> npt.NDArray[Any]:
         """word % (high - low) + low: in [low, high).   torch.randint(low, high, size)
 
         From 2**28 values on the words are long, so that the remainder stays nearly fair.
         """
-        low, high, shape = operator.index(low), operator.index(high), _shape(size)
+        low, high = operator.index(low), operator.index(high)
         _expect(low < high, f"randint: expected low < high, got low={low} high={high}")
         in_range = low >= -(2**63) and high < 2**63
         _expect(in_range, f"randint: expected 64-bit bounds, got low={low} high={high}")
-        draw = self._words if high - low < 2**28 else self._long_words
-        remainders = draw(math.prod(shape)) % np.uint64(high - low)
-        return (remainders.view(np.int64) + np.int64(low)).reshape(shape)
+        return self._integers("randint", low, high - 1, size, dtype)
+
+    def random(self, size: Size, dtype: DType = F32, low: int | None = None) -> npt.NDArray[Any]:
+        """Integers from 0, or from `low`, to the largest of the dtype.   Tensor.random_()
+
+        The largest float is that up to which all integers are floats: 2**24 or 2**53.
+        """
+        kind = np.dtype(dtype)
+        last = _integers_of(kind)[1]
+        if low is not None:
+            return self._integers("random", operator.index(low), last, size, kind)
+        draw = self._long_words if kind.itemsize == 8 else self._words
+        shape = _shape(size)
+        return (draw(math.prod(shape)) % np.uint64(last + 1)).astype(kind).reshape(shape)
+
+    def _integers(self, name: str, low: int, last: int, size: Size, dtype: DType) -> Array:
+        """Integers in [low, last]; if that is all of 64 bits, the long words as they are."""
+        shape, kind = _shape(size), np.dtype(dtype)
+        first_of, last_of = _integers_of(kind)
+        good = first_of <= low <= last <= last_of
+        _expect(good, f"{name}: {kind} holds {first_of} to {last_of}, got {low} to {last}")
+        count = last - low + 1
+        drawn = (self._words if count < 2**28 else self._long_words)(math.prod(shape))
+        if count < 2**64:
+            drawn = drawn % np.uint64(count) + np.uint64(low % 2**64)  # modulo 2**64, as in C
+        return drawn.view(np.int64).astype(kind).reshape(shape)
 
     def random_int63(self) -> int:
         """One int in [0, 2**63), the seed of others.   torch.empty((), dtype=int64).random_()"""
         return int(self._long_words(1)[0]) % 2**63
 
-    def randperm(self, n: int) -> npt.NDArray[np.int64]:
+    def randperm(self, n: int, dtype: DType = np.int64) -> npt.NDArray[Any]:
         """0 .. n-1 shuffled by Fisher and Yates: i swaps with one of i .. n-1.   torch.randperm(n)
 
         Each swap needs those before it: the one loop over elements (lists swap faster than arrays).
+        From SMALL_PERM on i enters at the end of 0 .. i-1 and swaps with one of 0 .. i instead.
         """
-        most = (2**32 - 1) // 20 - 1  # beyond it torch takes another path
-        _expect(0 <= n <= most, f"randperm: expected 0 <= n <= {most}, got n={n}")
+        n, kind = operator.index(n), np.dtype(dtype)
+        last = _integers_of(kind)[1]
+        _expect(kind != np.bool_, "randperm: expected integers or floats, got bool")
+        _expect(
+            0 <= n <= last + 1, f"randperm: expected 0 <= n <= {last + 1} for {kind}, got n={n}"
+        )
+        if n >= SMALL_PERM:
+            return self._large_randperm(n, kind)
         places = np.arange(max(n - 1, 0), dtype=np.uint64)
         partners = places + self._words(places.size) % (np.uint64(n) - places)
         out = list(range(n))
         for i, j in enumerate(partners.tolist()):
             out[i], out[j] = out[j], out[i]
-        return np.array(out, dtype=np.int64)
+        return np.array(out, dtype=kind)
+
+    def _large_randperm(self, n: int, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+        """As many numbers as no list should hold: in an array, its long words in blocks."""
+        out = np.empty(n, kind)
+        cells = memoryview(out)  # type: ignore[arg-type]  # reads and writes faster than an array
+        for start in range(0, n, BLOCK):
+            places = np.arange(start, min(start + BLOCK, n), dtype=np.uint64)
+            partners = self._long_words(places.size) % (places + np.uint64(1))
+            for i, j in enumerate(partners.tolist(), start):
+                cells[i] = cells[j]
+                cells[j] = i
+        return out
 
     def multinomial(self, probs: Array, num_samples: int, replacement: bool = False) -> Array:
         """Indices by weight.   (V,) -> (num_samples,), (B, V) -> (B, num_samples)
@@ -240,7 +309,9 @@ class Generator:
                 fractions = self._fractions(num_samples, F64)
                 chosen[:] = np.searchsorted(running.astype(F64), fractions)
         else:
-            speed = rows / self.exponential(rows.shape, dtype=rows.dtype)  # (B, V)
+            order = memory_order(rows.shape, rows.strides)  # (1, 0) if the columns are contiguous
+            shape = [rows.shape[axis] for axis in order]
+            speed = rows / self.exponential(shape, dtype=rows.dtype).transpose(order)  # (B, V)
             index = speed.argmax(axis=1)[:, None]  # of equals the first
             if num_samples > 1:
                 index = np.argsort(-speed, axis=1, kind="stable")[:, :num_samples]
@@ -257,110 +328,6 @@ def _seeded_key(seed: int) -> npt.NDArray[np.uint32]:
 
 def _blocks(out: Array) -> Iterator[Array]:
     return (out[start : start + BLOCK] for start in range(0, len(out), BLOCK))
-
-
-def _box_muller(block: Array, mean: float, std: float) -> Array:
-    """Fractions (16 k,) -> normals (16 k,): of every 16, 8 give a radius and the other 8 an angle.
-
-    float64 takes log, cos, sin from the C library.  float32 takes Cephes' polynomials, repeated
-    here with every rounding (ATen/native/cpu/avx_mathfun.h, on 8 lanes): NumPy's own float32
-    functions would differ from torch in one normal of seven, by up to 4 units in the last place.
-    """
-    pairs = block.reshape(-1, 2, 8)
-    u, angle = 1 - pairs[:, 0], pairs[:, 1] * block.dtype.type(2.0 * math.pi)  # u in (0, 1]
-    if block.dtype == F32:
-        radius, (cos, sin) = np.sqrt(-2 * _log32(u)), _cos_sin32(angle)
-    else:
-        radius = np.sqrt(-2 * _libm(math.log, u))
-        cos, sin = _libm(math.cos, angle), _libm(math.sin, angle)
-    return fused_multiply_add(np.stack([radius * cos, radius * sin], axis=1).reshape(-1), std, mean)
-
-
-def _libm(function: Callable[[float], float], x: Array) -> Array:
-    """The C library's function, one number at a time: NumPy's can differ in the last bit."""
-    return np.fromiter(map(function, x.reshape(-1).tolist()), F64, x.size).reshape(x.shape)
-
-
-LOG = np.array(
-    [7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
-     -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1], F32
-)  # fmt: skip
-SQRT_HALF, LN2_HIGH, LN2_LOW = np.array([0.707106781186547524, 0.693359375, -2.12194440e-4], F32)
-COS = np.array([2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2], F32)
-SIN = np.array([-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1], F32)
-EIGHTHS = np.float32(1.27323954473516)  # 4 / pi, and -pi / 4 in three parts of few bits:
-PI_4 = np.array([-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8], F32)
-
-
-def _log32(x: Array) -> Array:
-    """log(x) for positive float32: x = 2**e (1 + m) with small m, then a polynomial in m."""
-    m, e = np.frexp(x)
-    low = m < SQRT_HALF
-    m, e = np.where(low, m + m, m) - 1, (e - low).astype(F32)
-    y = LOG[0]
-    for coefficient in LOG[1:]:
-        y = _fma32(y, m, coefficient)
-    y = _fma32(y * m, m * m, e * LN2_LOW)
-    return _fma32(e, LN2_HIGH, m + _fma32(m * m, -0.5, y))
-
-
-def _cos_sin32(x: Array) -> tuple[Array, Array]:
-    """cos(x), sin(x) for float32 in [0, 2 pi]: polynomials around the nearest k pi / 4, k even."""
-    k = ((x * EIGHTHS).astype(np.int32) + 1) & ~1
-    for part in PI_4:
-        x = _fma32(k, part, x)
-    z = x * x
-    cos = _fma32(_fma32(COS[0], z, COS[1]), z, COS[2])
-    sin = _fma32(_fma32(SIN[0], z, SIN[1]), z, SIN[2])
-    cos, sin = _fma32(cos * z, z, z * -0.5) + 1, _fma32(sin * z, x, x)
-    swap = (k & 2) != 0  # an odd number of quarter turns away
-    cos, sin = np.where(swap, sin, cos), np.where(swap, cos, sin)
-    return np.where((k + 2) & 4, -cos, cos), np.where(k & 4, -sin, sin)
-
-
-def _fma32(x: Array, a: Array | float, b: Array | float) -> Array:
-    """x * a + b in float32, by way of float64: two roundings, which almost always equal one."""
-    return (np.multiply(x, a, dtype=F64) + b).astype(F32)
-
-
-def fused_multiply_add(x: Array, a: float, b: float) -> Array:
-    """x * a + b rounded once, torch's fused instruction (unless x * a comes near underflow).
-
-    Boldo and Melquiond, "Emulation of FMA and correctly rounded sums" (2008).
-    """
-    if b == 0:
-        return np.asarray(x * x.dtype.type(a) + x.dtype.type(b))
-    a64, b64 = np.array(a, F64), np.array(b, F64)
-    if x.dtype == F32:  # products of float32 are exact in float64
-        return _sum_to_odd(x * a64, b64).astype(F32)
-    product = x * a64
-    (x1, x2), (a1, a2) = _halves(x), _halves(a64)
-    product_error = x2 * a2 - (((product - x1 * a1) - x2 * a1) - x1 * a2)
-    low, low_error = _two_sum(b64, product_error)
-    high, high_error = _two_sum(product, low)
-    return high + _sum_to_odd(low_error, high_error)
-
-
-def _halves(x: Array) -> tuple[Array, Array]:
-    """x in two parts of 26 bits, whose products are exact (Veltkamp)."""
-    high = x * (2.0**27 + 1) - (x * (2.0**27 + 1) - x)
-    return high, x - high
-
-
-def _two_sum(x: Array, y: Array) -> tuple[Array, Array]:
-    """The rounded sum, and exactly what the rounding took (Knuth)."""
-    total = x + y
-    y_in_total = total - x
-    return total, (x - (total - y_in_total)) + (y - y_in_total)
-
-
-def _sum_to_odd(x: Array, y: Array) -> Array:
-    """x + y, but inexact sums end in bit 1: then rounding again gives what rounding once gives."""
-    total, error = _two_sum(x, y)
-    bits = total.view(np.int64)
-    outwards = np.where((error > 0) == (total > 0), 1, -1)  # away from zero, or towards it
-    bits += np.where((error != 0) & (bits & 1 == 0), outwards, 0)
-    return total
 
 
 def _expect(condition: bool | np.bool_, message: str) -> None:
@@ -380,6 +347,14 @@ def _floating(dtype: DType) -> np.dtype[Any]:
     return kind
 
 
+def _integers_of(kind: np.dtype[Any]) -> tuple[int, int]:
+    """The first and the last integer that torch draws into a dtype."""
+    if kind in (F32, F64):
+        return -(2 ** (np.finfo(kind).nmant + 1)), 2 ** (np.finfo(kind).nmant + 1)
+    _expect(kind.kind in "iub", f"dtype: expected integers or floats, got {kind}")
+    return (0, 1) if kind == np.bool_ else (int(np.iinfo(kind).min), int(np.iinfo(kind).max))
+
+
 def _check_weights(rows: Array, num_samples: int, replacement: bool) -> None:
     _floating(rows.dtype)
     _expect(rows.ndim == 2, f"multinomial: expected probs (V,) or (B, V), got {rows.ndim} axes")
@@ -388,12 +363,3 @@ def _check_weights(rows: Array, num_samples: int, replacement: bool) -> None:
     most = num_samples if replacement else min((rows > 0).sum(axis=1), default=num_samples)
     good = 0 < num_samples <= most  # a row gives no more than it has positive probs
     _expect(good, f"multinomial: expected 1 to {max(most, 1)} samples, got {num_samples}")
-
-
-# The stream that all share, unpredictable until it is seeded.   torch.manual_seed, torch.random.*
-default_generator = Generator()
-default_generator.seed()
-manual_seed = default_generator.manual_seed
-initial_seed = default_generator.initial_seed
-get_rng_state = default_generator.get_state
-set_rng_state = default_generator.set_state
