@@ -156,7 +156,8 @@ BAD = {
         ["train", "--stop.patience", "1", "--stop.semantics", "kears"], 2,
         "expected semantics as one of pytorchtools"),
     "`--stop.baseline` or `--stop.start-from-epoch` without `--stop.semantics keras`": (
-        ["train", "--stop.patience", "1", "--stop.baseline", "3", "--stop.start-from-epoch", "2"], 2,
+        ["train", "--stop.patience", "1", "--stop.baseline", "3", "--stop.start-from-epoch", "2"],
+        2,
         "'pytorchtools' has no baseline, leave it out; those with one: keras"),
     "`--stop.check-finite` or a threshold without `--stop.semantics lightning`": (
         ["train", "--stop.patience", "1", "--stop.check-finite", "True",

@@ -113,7 +113,8 @@ def test_equal_seeds_give_equal_runs(capsys, tmp_path, text):
 def test_every_training_flag_is_obeyed(capsys, tmp_path, text):
     code, out, err = run(
         capsys, "train", "--data", text, "--out", tmp_path / "runs", *SMALL, "--preset",
-        "tiny-llama", "--accumulate", 3, "--clip-norm", "None", "--schedule.name", "warmup_constant",
+        "tiny-llama", "--accumulate", 3, "--clip-norm", "None",
+        "--schedule.name", "warmup_constant",
         "--dtype", "float64", "--threads", 1, "--name", "mine", "--seed", 5, "--lr", 2e-3,
         "--weight-decay", 0, "--beta1", 0.8, "--beta2", 0.95,
     )  # fmt: skip

@@ -325,7 +325,8 @@ def test_lr_find_draws_in_ascii_where_blocks_cannot_be_shown(text, capsys, monke
 
 def test_lr_find_takes_a_file_of_settings_of_a_run(text, capsys):
     (text / "run.toml").write_text(
-        'data = ["text.txt"]\nlr = 0.5\nsteps = 9\n[schedule]\nname = "StepLR"\noptions = ["step_size=2"]\n'
+        'data = ["text.txt"]\nlr = 0.5\nsteps = 9\n[schedule]\nname = "StepLR"\n'
+        'options = ["step_size=2"]\n'
         "[stop]\npatience = 2\n"
     )
     code, out, _ = nplm(capsys, "lr-find", "--config", "run.toml", *SMALL)
