@@ -1,8 +1,10 @@
-"""What a case of an op is, and float64 inputs to draw: shapes, axes, indices, layouts."""
+"""What a case of an op is, and float64 inputs to draw: shapes, axes, indices, layouts.
 
-import warnings
+The twins themselves are the package's: nplm/parity/op_twins.py.
+"""
+
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,56 +17,36 @@ from hypothesis.strategies import SearchStrategy
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 TF = torch.nn.functional
 
+from nplm.parity.op_inputs import Call, silent  # noqa: E402  (it needs torch)
+from nplm.parity.op_twins import TWINS  # noqa: E402
 
-@dataclass(frozen=True)
-class Call:
-    """One call of an op: its array inputs (or numbers, or None) and its options."""
-
-    inputs: tuple[Any, ...]
-    options: dict[str, Any] = field(default_factory=dict)
+__all__ = ["CASES", "TF", "Call", "Case", "silent", "torch"]
 
 
 @dataclass(frozen=True)
 class Case:
+    """The twin of an op, and small odd inputs for it."""
+
     calls: Callable[[bool], SearchStrategy[Call]]  # (smooth) -> strategy
     twin: Callable[..., Any]
-    constant: tuple[int, ...] = ()  # floating inputs that get no gradient by design
-    differentiable: bool = True
-
-    def takes_gradient(self, call):
-        """For every input whether a gradient has to come back to it."""
-        return tuple(
-            self.differentiable
-            and i not in self.constant
-            and isinstance(x, np.ndarray)
-            and x.dtype == np.float64
-            for i, x in enumerate(call.inputs)
-        )
+    takes_gradient: Callable[[Call], tuple[bool, ...]]
+    differentiable: bool
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(name, twin, constant=(), differentiable=True):
-    """The decorated `f(draw, smooth) -> Call` makes the inputs of op `name`."""
+def case(name):
+    """The decorated `f(draw, smooth) -> Call` makes the inputs of op `name`; its twin is nplm's."""
 
     def register(make):
-        strategy = st.composite(make)
-        CASES[name] = Case(strategy, twin, constant, differentiable)
+        twin = TWINS[name]
+        CASES[name] = Case(
+            st.composite(make), twin.function, twin.takes_gradient, twin.differentiable
+        )
         return make
 
     return register
-
-
-def silent(f):
-    """torch warns about variances of too few numbers; the value is what matters here."""
-
-    def call(*args, **options):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return f(*args, **options)
-
-    return call
 
 
 def examples(n):

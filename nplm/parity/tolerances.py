@@ -1,5 +1,6 @@
 """Every tolerance of the tests, each with its reason, and the one helper that uses them."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,102 @@ DRIFT_32_KEY_BIAS = Tolerance(
 ESTIMATE = Tolerance(
     0.1, 0.0, "bytes, estimated for a plan: it counts the large arrays and no small ones"
 )
+
+
+# ---- budgets of whole runs (divergence.py) -------------------------------------------------------
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far one element may be off: multiples of eps times a size, and of the learning rate.
+
+    ulps     multiples of eps times the size of what was computed
+    eps      of the run's dtype
+    summed   the size is sqrt(terms) times that of one term (the largest element, where the size of
+             a term is not known), plus the largest element; else it is the largest element
+    lr_ulps  multiples of eps times the learning rate
+    growth   free runs: from step 2 on both are this times step**2 as large ...
+    cap      ... up to this fraction of the size
+    any_dtype  Python numbers and arrays of another dtype may stand there
+    """
+
+    ulps: float
+    eps: float
+    reason: str
+    summed: bool = False
+    lr_ulps: float = 0.0
+    growth: float = 0.0
+    cap: float = math.inf
+    any_dtype: bool = False
+
+    def allowed(self, largest: float, terms: int, scale: float, lr: float, step: int) -> float:
+        """The largest |actual - expected|, for the reference's largest element."""
+        size = largest
+        if self.summed:
+            size += terms**0.5 * (scale or largest)
+        grown = self.eps * (self.growth * step**2 if self.growth and step > 1 else 1.0)
+        return min(self.ulps * grown, self.cap) * size + min(self.lr_ulps * grown, self.cap) * lr
+
+
+# What was measured is the largest difference in the units of the budget, ulps: float32, 2 blocks,
+# C 64, T 64, 4 x 64 tokens, 3 steps of 3 micro-batches, GPT-2's and Llama's settings. "torch" is
+# how far its own variants differ (attention kernels, 1 or 2 threads, fused AdamW or a loop),
+# "truth" how far torch is from itself in float64 on the same inputs.
+_SUM = "a sum of terms that are rounded: eps sqrt(terms) times a term"
+_ISOLATED: dict[str, tuple[float, bool, float, str]] = {  # phase: ulps, summed, ulps of lr, reason
+    "start": (4, False, 0, "copied, or drawn by both: float32 randn differs by 3 ulps"),
+    "forward": (2, True, 0, f"{_SUM}; measured: torch 0.4, truth 0.5, nplm 0.4"),
+    "loss": (2, True, 0, f"{_SUM}; measured: truth 0.1, nplm 0.2"),
+    "backward": (2, True, 0, f"{_SUM}; measured: torch 0.3, truth 0.4, nplm 0.4"),
+    "gradient": (16, True, 0, f"{_SUM}; measured: torch 5.5, truth 5.6, nplm 5.8: rows in a row"),
+    "accumulated": (2, False, 0, "one addition rounds by half an ulp"),
+    "norm": (8, False, 0, "a sum of squares; measured: truth 1.1, nplm 1.3"),
+    "clipped": (8, False, 0, "the norm's error and a product; measured: truth 0.9, nplm 1.6"),
+    "state": (8, False, 0, "some ten operations on equal gradients; measured: truth 0.8, nplm 3"),
+    "parameter": (4, False, 32, "an update of some lr and an addition; measured: torch 1, nplm 2"),
+    "average": (4, False, 0, "a weighted mean of two numbers"),
+    "validation": (8, True, 0, f"{_SUM}, over a whole loader"),
+    "stopper": (8, True, 0, "best: a validation loss"),
+}
+_EXACT = ("batch", "lr", "scheduler", "random")
+_ANY_DTYPE = (*_EXACT, "loss", "norm", "validation", "stopper", "average")  # noted by loops
+# Measured with C 16, 2 blocks, AdamW at lr 1e-2, random tokens; ulps at steps 1, 5, 20 and 60:
+# torch's float32 against its float64 5, 1e2, 6e2, 1e6; nplm against torch in float32 3, 2e2, 1e3,
+# 1e6; torch's fused AdamW on 2 threads against its loop 1, 6, 3e1, 2e5. Adam's first step divides
+# each gradient by itself: from step 1 to step 2 a rounding grew by up to 400, and RMSprop with
+# momentum moves ten lr at once: 1e5 at step 5. So float32 judges little after some 20 free steps:
+# whole trajectories are claimed in float64, below a cap.
+_DRIFT, _GROWTH = 32, 512.0
+_DRIFT_REASON = "free run: 32 ulps of a sum's size; from step 2 on 16384 step**2 ulps, since Adam"
+_DRIFT_REASON += " divides gradients by their own size; float64 at most 1e-9"
+_CAP_64 = 1e-9  # of the size: float64 still proves a run of 200 steps
+
+
+def budget_for(dtype: str, phase: str, mode: str, optimizer: str = "") -> Budget:
+    """The budget of a phase of a run in `dtype` ("float64" ...), mode "isolated" or "free".
+
+    optimizer: Muon's update is computed in bfloat16 whatever the dtype.
+    """
+    eps, any_dtype = EPS.get(dtype, EPS["float64"]), phase in _ANY_DTYPE
+    if phase in _EXACT:
+        return Budget(0, eps, "exact: no sums of tensors, so the same bits", any_dtype=True)
+    ulps, summed, lr_ulps, reason = _ISOLATED[phase]
+    muon = optimizer == "Muon"
+    if muon and mode == "free":  # from its first update on
+        eps, dtype = max(eps, EPS["float32"]), "float32"
+    if mode == "free" and phase != "start":
+        reason, cap = _DRIFT_REASON, _CAP_64 if dtype == "float64" else math.inf
+        lr_ulps = MUON_BFLOAT16.atol / eps if muon else _DRIFT
+        return Budget(_DRIFT, eps, reason, True, lr_ulps, _GROWTH, cap, any_dtype)
+    if muon and phase == "parameter":
+        lr_ulps, reason = MUON_BFLOAT16.atol / eps, f"Muon: {MUON_BFLOAT16.reason}"
+    return Budget(ulps, eps, reason, summed, lr_ulps, any_dtype=any_dtype)
+
+
+# The noise floor of a gradient in units of its budget at step 1: what never was above it is
+# rounding alone. Measured: key biases, whose gradient is 0 but for rounding, reach 0.03.
+NOISE_SHARE = 1 / 2
 
 
 def to_numpy(value: Any) -> np.ndarray:
