@@ -116,6 +116,22 @@ BAD = {
         "momentum: expected a number, a list or a word"),
     "an option that has a flag of its own": (
         ["train", "--optimizer.name", "SGD", "--optimizer.options", "lr=3"], 2, "lr is --lr"),
+    "an option beside the flag of the same value": (
+        ["train", "--schedule.name", "linear", "--schedule.warmup-steps", "3",
+         "--schedule.options", "warmup_steps=4"], 2, "warmup_steps"),
+    "an option that only a step refuses": (
+        ["train", "--optimizer.name", "Muon", "--optimizer.options", "ns_steps=1000"], 2,
+        "optimizer Muon: "),
+    "over 100 `--schedule.parts`": (
+        ["train", "--schedule.name", "ChainedScheduler", "--schedule.parts",
+         *["LinearLR"] * 101], 2, "at most 100"),
+    "a part that is itself combined": (
+        ["train", "--schedule.name", "ChainedScheduler", "--schedule.parts", "SequentialLR"], 2,
+        "SequentialLR"),
+    "`--average.start` beyond the run": (
+        ["train", "--data", "ok.txt", "--steps", "5", "--schedule.warmup-steps", "0",
+         "--average.name", "ema", "--average.start", "5"], 2,
+        "average.start: expected fewer than the 5 updates of this run, got 5"),
     "an option twice": (
         ["train", "--optimizer.options", "eps=1e-8", "eps=1e-6"], 2, "eps is given twice"),
     "`--beta1` of an optimizer without": (

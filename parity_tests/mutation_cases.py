@@ -1,26 +1,11 @@
 """The mutations that mutations.py applies: one for every house test, and those of parity tests."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """One change of one file, and the test that must notice it."""
-
-    name: str
-    file: str
-    old: str | None  # text to replace, once; None: `new` is appended (to a new file if need be)
-    new: str
-    test: str  # pytest's node id
-
-
-def _house(name: str, file: str, old: str | None, new: str, test: str) -> Mutation:
-    return Mutation(f"house: {name}", file, old, new, f"parity_tests/test_house.py::test_{test}")
-
-
-def _parity(name: str, file: str, old: str, new: str, test: str) -> Mutation:
-    return Mutation(name, file, old, new, f"parity_tests/{test}")
-
+from mutation import house as _house
+from mutation import parity as _parity
+from mutation_cases_random import RANDOM
+from mutation_cases_recording import RECORDING
+from mutation_cases_report import LEVELS, REPORT
+from mutation_cases_runs import STRATEGIES_OF_RUNS
 
 LONG_FUNCTION = "\n\ndef far_too_long():\n" + "    x = 1\n" * 61
 HOUSE = [
@@ -282,4 +267,7 @@ RUNS = [
             "test_compare.py::test_a_nan_validation_is_shown_and_never_the_best"),
 ]  # fmt: skip
 
-MUTATIONS = [*HOUSE, *PARITY, *STRATEGIES, *DATA, *COMMAND_LINE, *SECOND_STEPS, *RUNS]
+MUTATIONS = [
+    *HOUSE, *PARITY, *STRATEGIES, *DATA, *COMMAND_LINE, *SECOND_STEPS, *RUNS, *STRATEGIES_OF_RUNS,
+    *RANDOM, *RECORDING, *REPORT, *LEVELS,
+]  # fmt: skip

@@ -16,7 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mutation_cases import MUTATIONS, Mutation
+from mutation import Mutation
+from mutation_cases import MUTATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = shutil.ignore_patterns(

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import pickle
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +18,14 @@ import nplm
 from nplm import files
 from nplm.errors import CheckpointError
 from nplm.files import system
+from nplm.models.config import DecoderConfig
+from nplm.models.decoder import Decoder
+from nplm.optim.optimizer import convert_state
+from nplm.train import parts
 from nplm.train.checkpoint import best_checkpoint, load_checkpoint
+from nplm.train.config import OptimizerConfig, TrainConfig
 from nplm.train.packing import unpack
+from nplm.train.resume import load_states
 from nplm.train.run import RunFolder
 
 pytestmark = pytest.mark.cli
@@ -224,3 +232,137 @@ def test_no_pickle_is_ever_run(tmp_path, sound):
     assert not canary.exists()
     pickle.loads(pickle.dumps(Canary(canary)))
     assert canary.exists()  # it would have sung
+
+
+# ---- the state of an optimizer, held against the optimizer ---------------------------------------
+STEPPED = {
+    "SGD": ["momentum=0.9"], "Adafactor": [], "Muon": [], "RMSprop": ["centered=true"],
+    "Adam": ["amsgrad=true"], "ASGD": [], "NAdam": [],
+}  # fmt: skip
+
+
+def stepped(name, options=None):
+    """An optimizer of a run after one update, and a copy of its state that may be spoiled."""
+    nplm.manual_seed(1)
+    model = Decoder(DecoderConfig(vocab_size=7, context=4, n_layer=1, n_head=2, n_embd=4))
+    words = STEPPED[name] if options is None else options
+    config = TrainConfig(optimizer=OptimizerConfig(name, tuple(words)))
+    optimizer = parts.make_optimizer(config, model)
+    for p in model.parameters():
+        p.grad = nplm.ones(*p.shape)
+    optimizer.step()
+    return optimizer, deepcopy(convert_state(optimizer.state_dict(), np.copy))
+
+
+def given_back(optimizer, state):
+    stream = {"default": nplm.random.default_generator.get_state()}
+    checkpoint = SimpleNamespace(path=Path("step-1"), optimizer=state, generators=stream)
+    load_states(checkpoint, {"optimizer": optimizer})
+
+
+def first_array(entry):
+    return next(k for k, v in entry.items() if getattr(v, "ndim", 0) > 0)
+
+
+def set_first(change):
+    def spoil(state):
+        entry = state["state"][max(state["state"])]
+        name = first_array(entry)
+        entry[name] = change(entry[name])
+
+    return spoil
+
+
+def set_option(change):
+    return lambda state: change(state["param_groups"][-1])
+
+
+SPOILT = {
+    "an entry is missing": lambda s: s["state"][0].pop(first_array(s["state"][0])),
+    "the last entry is missing": lambda s: s["state"][max(s["state"])].popitem(),
+    "an entry more": lambda s: s["state"][0].update(more=np.zeros(1)),
+    "an entry of another name": lambda s: s["state"][0].update(
+        more=s["state"][0].pop(first_array(s["state"][0]))),
+    "another shape": set_first(lambda x: np.zeros((*x.shape, 1), x.dtype)),
+    "another length": set_first(lambda x: np.concatenate([x, x])),
+    "whole numbers": set_first(lambda x: np.zeros(x.shape, np.int64)),
+    "complex numbers": set_first(lambda x: np.zeros(x.shape, np.complex64)),
+    "a number": set_first(lambda x: 0.5),
+    "nothing": set_first(lambda x: None),
+    "a list": set_first(lambda x: x.tolist()),
+    "a text": set_first(lambda x: "0.5"),
+    "a parameter is missing": lambda s: s["state"].pop(0),
+    "the last parameter is missing": lambda s: s["state"].popitem(),
+    "a parameter more": lambda s: s["state"].update({99: s["state"][0]}),
+    "another order": lambda s: s.update(state=dict(reversed(s["state"].items()))),
+    "no mapping of states": lambda s: s.update(state=[]),
+    "no mapping of entries": lambda s: s["state"].update({0: []}),
+    "no states": lambda s: s.pop("state"),
+    "no groups": lambda s: s.pop("param_groups"),
+    "a group fewer": lambda s: s["param_groups"].pop(),
+    "a group more": lambda s: s["param_groups"].append(s["param_groups"][0]),
+    "no group": lambda s: s.update(param_groups=[]),
+    "a group that is none": lambda s: s.update(param_groups=[None] * len(s["param_groups"])),
+    "an option is missing": set_option(lambda g: g.pop("weight_decay")),
+    "an option more": set_option(lambda g: g.update(more=1)),
+    "another option": set_option(lambda g: g.update(weight_decay=0.7)),
+    "an option of another type": set_option(lambda g: g.update(weight_decay="0.0")),
+    "a flag turned over": set_option(lambda g: g.update(
+        {k: not v for k, v in g.items() if isinstance(v, bool)} or {"initial_lr": True})),
+    "a rate that is none": set_option(lambda g: g.update(lr=float("nan"))),
+    "a rate that is infinite": set_option(lambda g: g.update(lr=float("-inf"))),
+    "a rate that is a text": set_option(lambda g: g.update(lr="0.1")),
+    "a rate that is a list": set_option(lambda g: g.update(lr=[0.1])),
+    "a parameter fewer in a group": set_option(lambda g: g["params"].pop()),
+    "a parameter twice in a group": set_option(lambda g: g["params"].append(g["params"][0])),
+    "parameters of other numbers": set_option(lambda g: g.update(params=[0] * len(g["params"]))),
+    "parameters that are no numbers": set_option(lambda g: g.update(params=["a"])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_state_that_is_not_that_of_this_optimizer_is_refused_and_changes_nothing(name, how):
+    optimizer, good = stepped(name)
+    state = deepcopy(good)
+    SPOILT[how](state)
+    before = plainly(optimizer)
+    with pytest.raises(CheckpointError, match=r"^step-1: its state of the optimizer"):
+        given_back(optimizer, state)
+    assert plainly(optimizer) == before
+    given_back(optimizer, good)
+    assert plainly(optimizer) == before
+
+
+@pytest.mark.parametrize("name", STEPPED)
+@pytest.mark.parametrize("step", [0.0, -1.0, float("nan"), float("inf"), 2e15])
+def test_a_count_of_steps_that_cannot_be_is_refused(name, step):
+    optimizer, state = stepped(name)
+    counted = [entry for entry in state["state"].values() if "step" in entry]
+    for entry in counted[-1:]:
+        entry["step"] = np.float32(step).reshape(())
+        with pytest.raises(CheckpointError, match="step: expected 1 or more"):
+            given_back(optimizer, state)
+    assert counted or name == "SGD"
+
+
+@pytest.mark.parametrize("ours", STEPPED)
+@pytest.mark.parametrize("theirs", STEPPED)
+def test_no_optimizer_takes_the_state_of_another(ours, theirs):
+    optimizer, _ = stepped(ours)
+    _, state = stepped(theirs)
+    if ours == theirs:
+        return given_back(optimizer, state)
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        given_back(optimizer, state)
+    _, own = stepped(ours)
+    own["state"] = state["state"]  # under this one's options
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        given_back(optimizer, own)
+
+
+def plainly(optimizer):
+    state = optimizer.state_dict()
+    entries = {k: {n: np.asarray(v).tolist() for n, v in e.items()}
+               for k, e in convert_state(state, np.copy)["state"].items()}  # fmt: skip
+    return entries, state["param_groups"]

@@ -21,8 +21,12 @@ from nplm.parity.tolerances import (
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 
+from torch.optim.lbfgs import _strong_wolfe as torchs_strong_wolfe  # noqa: E402
+
 import nplm  # noqa: E402
 from nplm import optim  # noqa: E402
+from nplm.backend import numpy as numpy_namespace  # noqa: E402
+from nplm.optim import lbfgs  # noqa: E402
 from nplm.optim.optimizer import convert_state  # noqa: E402
 
 pytestmark = pytest.mark.step
@@ -264,3 +268,96 @@ def test_only_lbfgs_says_that_it_needs_a_closure():
     assert {
         name for name in optim.__all__ if getattr(getattr(optim, name), "needs_closure", 0)
     } == {"LBFGS"}
+
+
+# ---- the line search alone -----------------------------------------------------------------------
+class Rounded(np.ndarray):
+    """One number that torch's search takes for a tensor; every operation rounds once, as NumPy's.
+
+    A tensor's square root, and a number divided by it, may be off by a bit more.
+    """
+
+    def abs(self):
+        return abs(self)
+
+    def clone(self, memory_format=None):
+        return self.copy()
+
+    def dot(self, other):
+        return self * other
+
+    def sqrt(self):
+        return np.sqrt(self)
+
+
+def rounded(x):
+    return np.full(1, x).view(Rounded)
+
+
+def searched_by_both(coefficients, grain, t, evaluations, tolerance_change, length):
+    """(t, loss, slope) of our search and of torch's, downhill from 0, and the steps tried."""
+    function = np.polynomial.Polynomial(coefficients)
+    derivative = function.deriv()
+    way = float(-np.sign(derivative(0.0)) * length)
+    tried = ([], [])
+
+    def at(step, which):  # with a grain many losses are equal
+        tried[which].append(float(np.squeeze(step)))
+        x = tried[which][-1] * way
+        loss = float(function(x))
+        return grain * round(loss / grain) if grain else loss, np.float64(derivative(x))
+
+    def evaluate(step):
+        loss, gradient = at(step, 0)
+        return lbfgs.Point(step, loss, gradient, gradient * way)
+
+    def objective(x, step, d):
+        loss, gradient = at(step, 1)
+        return loss, rounded(gradient)
+
+    loss, gradient = at(0.0, 0)
+    tried[0].clear()
+    start = lbfgs.Point(0, loss, gradient, gradient * way)
+    with numpy_namespace.quiet():  # as in LBFGS.step
+        ours = lbfgs.strong_wolfe(
+            numpy_namespace, evaluate, start, t, np.full(1, way), tolerance_change, evaluations
+        )
+        loss, slope, step, n = torchs_strong_wolfe(
+            objective, None, t, rounded(way), loss, rounded(gradient), rounded(gradient * way),
+            tolerance_change=tolerance_change, max_ls=evaluations,
+        )  # fmt: skip
+    assert tried[0] == tried[1]
+    assert len(tried[0]) == n
+    return (ours.t, ours.loss, ours.gradient), (step, loss, slope), tried[0]
+
+
+slopes = st.floats(0.01, 10) | st.floats(-10, -0.01)
+higher = st.floats(-10, 10)
+KINDS = {"only the first": 0, "widened": 0, "zoomed": 0, "zoomed at length": 0, "ran out": 0}
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True)
+@given(
+    coefficients=st.tuples(st.floats(-5, 5), slopes, higher, higher, st.floats(0, 10)),
+    quartic=st.booleans(), grain=st.sampled_from([0, 0, 0.3, 3.0, 30.0]), t=st.floats(1e-3, 100),
+    evaluations=st.sampled_from([25, 2, 4, 6]),
+    tolerance_change=st.sampled_from([1e-9, 1e-2]), length=st.sampled_from([1.0, 0.3, 7.0]),
+)  # fmt: skip
+def test_a_line_search_tries_the_steps_that_torchs_tries_and_takes_the_same(
+    coefficients, quartic, grain, t, evaluations, tolerance_change, length
+):
+    given = coefficients[: 5 if quartic else 4]
+    ours, theirs, tried = searched_by_both(given, grain, t, evaluations, tolerance_change, length)
+    for a, b in zip(ours, theirs):
+        assert_close(np.atleast_1d(a), np.atleast_1d(b), EXACT, "t, loss or slope")
+    zoomed = sum(b < max(tried) for b in tried[1:])
+    for kind, seen in {
+        "only the first": len(tried) == 1, "widened": tried[1:2] > tried[:1], "zoomed": zoomed > 0,
+        "zoomed at length": zoomed > 3, "ran out": len(tried) == evaluations + 1,
+    }.items():  # fmt: skip
+        KINDS[kind] += seen
+
+
+def test_line_searches_of_every_kind_were_among_them():
+    if sum(KINDS.values()):  # the test above ran in this process
+        assert min(KINDS.values()) >= 20, KINDS

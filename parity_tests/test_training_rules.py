@@ -19,11 +19,16 @@ from small_runs import (
     small_config,
 )
 
-from nplm.cli import main
+from nplm.cli import generate, main
 from nplm.errors import CheckpointError, ConfigError, NonFiniteError
 from nplm.train import evaluate, step
 from nplm.train import job as training
-from nplm.train.checkpoint import checkpoint_steps, latest_checkpoint, load_checkpoint
+from nplm.train.checkpoint import (
+    best_checkpoint,
+    checkpoint_steps,
+    latest_checkpoint,
+    load_checkpoint,
+)
 from nplm.train.config import (
     AverageConfig,
     OptimizerConfig,
@@ -104,12 +109,21 @@ def test_the_averaged_weights_are_judged_sampled_and_generated_from(tmp_path, ca
                 job.model.load_state_dict(weights)
                 assert evaluate(job.model, job.validation).loss == m[key]
             assert m["validation_loss"] != m["validation_loss_trained"]
-    texts = {}
-    for weights in ("None", "average", "trained"):
-        command = ["generate", str(folder.path), "--length", "60", "--temperature", "0"]
-        assert main([*command, "--weights", weights]) == 0
-        texts[weights] = capsys.readouterr().out
-    assert texts["None"] == texts["average"]
+    best = load_checkpoint(best_checkpoint(folder))
+    for choice in (None, "average", "trained"):
+        loaded = generate.load(folder.path, choice)[0].state_dict()
+        expected = best.model | ({} if choice == "trained" else best.average["weights"])
+        for name in best.average["weights"]:
+            np.testing.assert_array_equal(loaded[name].numpy(), expected[name])
+        command = ["generate", str(folder.path), "--length", "6", "--weights", str(choice)]
+        assert main(command) == 0
+        assert len(capsys.readouterr().out) > 6
+
+
+def test_swa_of_epochs_counts_the_last_update_of_a_run_that_steps_cut(tmp_path):
+    average = AverageConfig("swa", start=3)
+    result = begin(small_config(tmp_path, steps=7, average=average, stop=StopConfig()))
+    assert load_checkpoint(latest_checkpoint(result.folder)).average["updates"] == 1
 
 
 def test_an_average_that_there_is_not_cannot_be_generated_from(tmp_path, capsys):

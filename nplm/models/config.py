@@ -112,5 +112,5 @@ def preset(name: str, **changes: Any) -> DecoderConfig:
 def unknown(what: str, name: str, known: Any) -> str:
     """One sentence for a name that does not exist, with the nearest one that does."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    return f"unknown {what} '{name}': expected one of {', '.join(known)}{hint}"
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name[:100]!r}: expected one of {', '.join(known)}{hint}"

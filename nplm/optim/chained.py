@@ -12,7 +12,8 @@ from nplm.optim.optimizer import Group, Optimizer
 class ChainedOptimizer(Optimizer):
     """Steps every one of `optimizers`, in order: Muon for matrices, AdamW for the rest, say.
 
-    optimizers    with no parameter in common, and none that steps by closure only
+    optimizers    with no parameter in common, and none that steps by closure only; in place of a
+                  ChainedOptimizer among them are its own
     param_groups  those of all of them, in order; `state` likewise
 
     Its `state_dict()` has the layout of a single optimizer's, with the parameters counted through.
@@ -25,7 +26,9 @@ class ChainedOptimizer(Optimizer):
             raise ConfigError("ChainedOptimizer: expected at least one optimizer, got none")
         if closing := [type(o).__name__ for o in optimizers if o.needs_closure]:
             raise ConfigError(f"ChainedOptimizer: {closing[0]} steps by closure only; use it alone")
-        self.optimizers = list(optimizers)
+        self.optimizers: list[Optimizer] = []
+        for given in optimizers:
+            self.optimizers += given.optimizers if isinstance(given, ChainedOptimizer) else [given]
         params = [p for group in self.param_groups for p in group["params"]]
         if len(set(params)) < len(params):
             raise ValueError("some parameters appear in more than one optimizer")
@@ -70,6 +73,9 @@ class ChainedOptimizer(Optimizer):
         saved, first = state_dict["param_groups"], 0
         if len(saved) != len(self.param_groups):
             raise ValueError("loaded state dict has a different number of parameter groups")
+        known = {i for group in saved for i in group["params"]}
+        if strangers := [key for key in state_dict["state"] if key not in known]:
+            raise ValueError(f"loaded state dict has a state of {strangers[0]!r}, of no group")
         for optimizer in self.optimizers:
             groups = saved[first : (first := first + len(optimizer.param_groups))]
             own = {i for group in groups for i in group["params"]}

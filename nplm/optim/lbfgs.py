@@ -46,7 +46,7 @@ def cubic_minimum(
     """
     low, high = bounds or (min(p.t, q.t), max(p.t, q.t))
     chord = p.slope + q.slope - 3 * (p.loss - q.loss) / (p.t - q.t)
-    square = chord**2 - p.slope * q.slope
+    square = chord * chord - p.slope * q.slope
     if not square >= 0:
         return (low + high) / 2.0
     root = xp.sqrt(square)

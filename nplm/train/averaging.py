@@ -23,16 +23,20 @@ class Average:
     decay   the weight of the old mean in an EMA; None: SWA
     start   updates before the first one that counts: its weights are copied
     every   updates from one to the next that counts; None: an epoch's last one counts
+    last    the run's last update, which then counts too; None: not known
     """
 
-    def __init__(self, model: Module, decay: float | None, start: int, every: int | None) -> None:
+    def __init__(
+        self, model: Module, decay: float | None, start: int, every: int | None,
+        last: int | None = None,
+    ) -> None:  # fmt: skip
         if start < 0 or (every is not None and every < 1):
             raise ConfigError(
                 f"Average: expected start >= 0 and every >= 1 or None, got {start} and {every}"
             )
         mean = None if decay is None else get_ema_multi_avg_fn(decay)
         self.model = AveragedModel(model, multi_avg_fn=mean)
-        self.decay, self.start, self.every = decay, start, every
+        self.decay, self.start, self.every, self.last = decay, start, every, last
 
     @property
     def updates(self) -> int:
@@ -44,7 +48,7 @@ class Average:
         if not record.updated or record.step <= self.start:
             return False
         if self.every is None:
-            return record.epoch_ended
+            return record.epoch_ended or record.step == self.last
         return (record.step - self.start - 1) % self.every == 0
 
     def update(self, model: Module) -> None:

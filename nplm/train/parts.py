@@ -40,6 +40,7 @@ SCHEDULERS: dict[str, Any] = {
     for name in lr_scheduler.__all__
     if name not in ("LRScheduler", "SWALR", "LambdaLR", "MultiplicativeLR")
 }
+MOST_PARTS = 100  # of a combined schedule: more are a slip, and slow
 COMBINED = ("SequentialLR", "ChainedScheduler")  # of other schedulers: `schedule.parts`
 DECOUPLED = ("AdamW", "Muon")  # whose decay does not pass through the moments: 0.1 is usual
 _HIDDEN = re.compile(r"blocks\.\d+\..*weight")  # the matrices that Muon is made for
@@ -74,7 +75,10 @@ def check_optimizer(config: TrainConfig) -> None:
     for setting, option in (("beta1", "betas"), ("beta2", "betas"), ("weight_decay",) * 2):
         if getattr(config, setting) is not None and option not in names:
             raise ConfigError(f"{setting}: {config.optimizer.name} has no {option}; leave it out")
-    _on(config, config.optimizer.name, [{"params": [zeros(1, 1, requires_grad=True)]}])
+    tiny = zeros(1, 1, requires_grad=True)
+    tiny.grad = zeros(1, 1)
+    optimizer = _on(config, config.optimizer.name, [{"params": [tiny]}])
+    build(optimizer.step, f"optimizer {config.optimizer.name}")  # what only a step refuses
 
 
 def unknown_optimizer(name: str) -> str:
@@ -99,7 +103,7 @@ def _on(config: TrainConfig, name: str, groups: Groups) -> Optimizer:
     words = () if beside else config.optimizer.options
     where = f"optimizer {name}"
     elsewhere = {"lr": "--lr", "weight_decay": "--weight-decay", "betas": "--beta1 and --beta2"}
-    settings |= read_options(words, names, where, elsewhere)
+    settings |= read_options(words, kind, where, elsewhere)
     if "betas" in names:
         beta1 = 0.9 if config.beta1 is None else config.beta1
         beta2 = 0.99 if config.beta2 is None else config.beta2
@@ -161,7 +165,7 @@ def _built(schedule: ScheduleConfig, optimizer: Any, lr: float, end: int) -> Any
     where = f"schedule {schedule.name}"
     kind = SCHEDULERS[schedule.name]
     own = {"schedulers": "made of schedule.parts", "optimizer": "the run's"}
-    settings = read_options(schedule.options, takes(kind), where, own)
+    settings = read_options(schedule.options, kind, where, own)
     ends: list[int] = []
     if "milestones" in takes(kind):
         milestones = settings.get("milestones")
@@ -187,9 +191,14 @@ def check_scheduler(schedule: ScheduleConfig, lr: float) -> None:
 
     The length of the run is unknown here, so what depends on it is found by `make_scheduler`.
     """
-    for words in [[schedule.name], *map(_words_of, schedule.parts)]:
+    if len(schedule.parts) > MOST_PARTS:
+        n = len(schedule.parts)
+        raise ConfigError(f"schedule.parts: expected at most {MOST_PARTS} parts, got {n:,}")
+    for i, words in enumerate([[schedule.name], *map(_words_of, schedule.parts)]):
         if words[0] not in RECIPES and words[0] not in SCHEDULERS:
-            raise ConfigError(f"schedule.name: {unknown_schedule(words[0])}")
+            raise ConfigError(f"schedule.{'parts' if i else 'name'}: {unknown_schedule(words[0])}")
+        if i and words[0] in COMBINED:
+            raise ConfigError(f"schedule.parts: {words[0]} has parts itself; expected one without")
     if bool(schedule.parts) != (schedule.name in COMBINED):
         raise ConfigError(
             f"schedule.parts: {' and '.join(COMBINED)} are made of parts and need some, others "
@@ -233,23 +242,25 @@ def _settings(
     name, where = words[0], f"schedule {words[0]}"
     kind = RECIPES.get(name) or SCHEDULERS[name]
     names = takes(kind)
-    settings = read_options(words[1:], names, where)
+    settings = read_options(words[1:], kind, where)
     warmup = None if schedule is None else schedule.warmup_steps
     floor = None if schedule is None else schedule.min_lr
     if warmup is not None:
+        _not_twice("warmup_steps", settings, "warmup_steps", where)
         if "warmup_steps" not in names:
             raise ConfigError(
                 f"schedule.warmup_steps: {name} has no warm-up, got {warmup}; leave it out, or "
                 "put LinearLR before it with SequentialLR"
             )
-        settings.setdefault("warmup_steps", warmup)
+        settings["warmup_steps"] = warmup
     if "warmup_steps" in required(kind):
         settings.setdefault("warmup_steps", min(100, end // 10))
     if floor is not None:
         lowest = next((key for key in _FLOORS if key in names), None)
         if lowest is None:
             raise ConfigError(f"schedule.min_lr: {name} has none, got {floor}; leave it out")
-        settings.setdefault(lowest, floor / lr if _FLOORS[lowest] else floor)
+        _not_twice(lowest, settings, "min_lr", where)
+        settings[lowest] = floor / lr if _FLOORS[lowest] else floor
     if "total_steps" in names and not {"stable_steps", "epochs"} & settings.keys():
         settings.setdefault("total_steps", end)
     if name == "CosineAnnealingLR":
@@ -264,6 +275,13 @@ def _settings(
             f"{(functions or missing)[0]}=..."
         )
     return settings
+
+
+def _not_twice(option: str, settings: dict[str, Any], setting: str, where: str) -> None:
+    if option in settings:
+        raise ConfigError(
+            f"{where}: the option {option} and schedule.{setting} are both given; leave one out"
+        )
 
 
 # ---- the rest ------------------------------------------------------------------------------------
@@ -281,9 +299,16 @@ def make_stopper(stop: StopConfig) -> EarlyStopping | None:
 
 
 def make_average(config: TrainConfig, model: Module, total: int) -> Average | None:
-    """The averaged copy of a run's weights, or None; the run has `total` updates."""
+    """The averaged copy of a run's weights, or None; the run has `total` updates.
+
+    Raises ConfigError for one that would never begin.
+    """
     average = config.average
     start, every = average.start, average.every
+    if average.name is not None and start is not None and start >= total:
+        raise ConfigError(
+            f"average.start: expected fewer than the {total} updates of this run, got {start}"
+        )
     if average.name == "ema":
         decay = 0.999 if average.decay is None else average.decay
         return Average(model, decay, start or 0, every or 1)
@@ -291,7 +316,7 @@ def make_average(config: TrainConfig, model: Module, total: int) -> Average | No
         if every is None and config.epochs is None:
             every = max(1, total // 100)
         # After three quarters of the training, as in the paper.
-        return Average(model, None, 3 * total // 4 if start is None else start, every)
+        return Average(model, None, 3 * total // 4 if start is None else start, every, total)
     return None
 
 

@@ -45,8 +45,9 @@ class WindowSchedule:
         sizes: dict[int, int] = {}
         for word in words:
             epoch, colon, size = word.partition(":")
-            if not (colon and epoch.isdecimal() and size.isdecimal()):
-                raise ConfigError(f"{who}: expected EPOCH:SIZE, such as 4:8, got {word!r}")
+            good = colon and epoch.isdecimal() and size.isdecimal() and len(word) <= 20
+            if not good:
+                raise ConfigError(f"{who}: expected EPOCH:SIZE, such as 4:8, got {word[:100]!r}")
             if int(epoch) in sizes:
                 raise ConfigError(f"{who}: epoch {int(epoch)} is given twice")
             sizes[int(epoch)] = int(size)
