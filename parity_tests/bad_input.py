@@ -96,8 +96,7 @@ BAD = {
     "`SequentialLR` without milestones": (
         ["train", "--data", "ok.txt", "--schedule.name", "SequentialLR", "--schedule.parts",
          "LinearLR", "nanogpt"], 2, "as the option milestones=[100] or the like, got None"),
-    "`--optimizer.name` unknown": (
-        ["train", "--optimizer.name", "Adm"], 2, "did you mean 'Adam'?"),
+    "`--optimizer.name` unknown": (["train", "--optimizer.name", "Adm"], 2, "did you mean 'Adam'?"),
     "`--optimizer.name LBFGS`": (
         ["train", "--optimizer.name", "LBFGS"], 2, "LBFGS steps by a closure only"),
     "`--optimizer.options` that the optimizer does not have": (
@@ -286,6 +285,29 @@ BAD = {
     "`lr-find --mode` unknown": (["lr-find", "--mode", "cosine"], 2, "'linear'"),
     "`lr-find --stop-above` not above 1": (
         ["lr-find", "--stop-above", "1"], 2, "stop_above: expected more than 1 or None"),
+    "`parity` with an unknown level": (
+        ["parity", "ruun"], 2,
+        "unknown level 'ruun': expected one of ops, layers, model, step, run"),
+    "`parity --steps` below 1": (["parity", "--steps", "0"], 2, "steps: expected at least 1"),
+    "`parity --dropout` outside [0, 1)": (
+        ["parity", "--dropout", "1"], 2, "dropout: expected a prob"),
+    "`parity --seed` negative": (["parity", "--seed", "-1"], 2, "seed: expected 0 to"),
+    "`parity --preset` unknown": (
+        ["parity", "--preset", "tiny-lama"], 2, "did you mean 'tiny-llama'?"),
+    "`parity --dtype` unknown": (
+        ["parity", "--dtype", "float16"], 2, "expected 'float64' or 'float32'"),
+    "`parity --mode` unknown": (["parity", "--mode", "loose"], 2, "expected 'free' or 'isolated'"),
+    "`parity --family` unknown": (
+        ["parity", "--family", "bert"], 2, "expected 'gpt2' or 'llama' or 'both'"),
+    "`parity --fault` unknown": (
+        ["parity", "--fault", "adam-mean"], 2, "unknown fault 'adam-mean': did you mean 'adam-"),
+    "`parity --fault` with a level": (
+        ["parity", "ops", "--fault", "decay-coupled"], 2, "expected no 'ops'"),
+    "`parity --report` with another suffix": (
+        ["parity", "--report", "x.pdf"], 2, "ends in .html, .json or .txt"),
+    "`parity ops --report` as HTML": (
+        ["parity", "ops", "--report", "x.html"], 2, "ops are a table"),
+    "`parity --device` unknown": (["parity", "--device", "tpu"], 1, "unknown device 'tpu'"),
     "`generate --weights` unknown": (
         ["generate", ".", "--weights", "mean"], 2, "expected 'average' or 'trained' or None"),
     "`generate` without a run": (["generate"], 2, "RUN is missing: expected nplm"),
@@ -305,6 +327,10 @@ OTHERS = {
         1, "test_cli.py::test_a_missing_torch_is_said_in_one_sentence"),
     "safetensors, or threadpoolctl with `--threads`, not installed": (
         1, "test_cli.py::test_a_missing_package_is_said_before_any_work"),
+    "`parity` without torch": (
+        2, "test_parity_verb.py::test_without_torch_it_says_so_in_one_sentence"),
+    "`parity --report` in a folder that is not there": (
+        5, "test_parity_verb.py::test_a_folder_that_cannot_be_written_is_a_storage_error"),
     "tyro not installed": (2, "test_cli.py::test_a_missing_package_is_said_before_any_work"),
     "a damaged checkpoint": (3, "test_cli.py::test_a_damaged_checkpoint_is_refused_by_name"),
     "a checkpoint whose config does not fit its weights": (

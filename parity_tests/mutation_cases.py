@@ -2,6 +2,8 @@
 
 from mutation import house as _house
 from mutation import parity as _parity
+from mutation_cases_faults import FAULTS
+from mutation_cases_lockstep import LOCKSTEP
 from mutation_cases_random import RANDOM
 from mutation_cases_recording import RECORDING
 from mutation_cases_report import LEVELS, REPORT
@@ -269,5 +271,5 @@ RUNS = [
 
 MUTATIONS = [
     *HOUSE, *PARITY, *STRATEGIES, *DATA, *COMMAND_LINE, *SECOND_STEPS, *RUNS, *STRATEGIES_OF_RUNS,
-    *RANDOM, *RECORDING, *REPORT, *LEVELS,
+    *RANDOM, *RECORDING, *REPORT, *LEVELS, *LOCKSTEP, *FAULTS,
 ]  # fmt: skip

@@ -137,7 +137,9 @@ RANDOM = [
         "normal rounds once where torch rounds twice",
         "nplm/ops/draws.py",
         "drawn = (drawn * std).astype(drawn.dtype)\n    return place((drawn + mean)",
-        "return place(random.fused_multiply_add(drawn, np.broadcast_to(std, shape) + 0.0, np.asarray(mean)).astype(given[0].dtype), given[0].device)\n    return place((drawn + mean)",
+        "return place(random.fused_multiply_add(drawn, "
+        "np.broadcast_to(std, shape) + 0.0, np.asarray(mean))"
+        ".astype(given[0].dtype), given[0].device)\n    return place((drawn + mean)",
         "test_random_tensors.py::test_a_new_tensor_has_the_layout_of_the_one_it_is_like",
     ),
     _parity(

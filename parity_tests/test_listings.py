@@ -97,7 +97,11 @@ def test_the_page_shows_the_table_of_imports():
 
 
 def test_a_listing_is_the_same_text_for_both_but_for_its_imports():
-    listings = {path.stem: path.read_text().splitlines() for path in LISTINGS.glob("*.py")}
+    listings = {
+        path.stem: path.read_text().splitlines()
+        for path in LISTINGS.glob("*.py")
+        if path.stem != "recorded"
+    }
     assert sorted(listings) == ["accumulation", "early_stopping", "step_lr"]
     seen = set()
     for name, theirs in listings.items():

@@ -11,6 +11,7 @@ from nplm.autograd.op import OPS
 from nplm.autograd.overrides import KNOWN
 from nplm.cli import main
 from nplm.cli.arguments import read_settings
+from nplm.parity.trace import Trace
 from nplm.train.config import TrainConfig
 
 pytestmark = pytest.mark.cli
@@ -48,6 +49,8 @@ def test_every_python_snippet_runs(code, tmp_path, monkeypatch):
     if "import torch" in code:
         pytest.importorskip("torch", reason="the snippet compares with PyTorch: pip install torch")
     monkeypatch.chdir(tmp_path)
+    for name in ("old", "new"):  # the folders of two traces, for docs/parity.md
+        Trace({"engine": "torch"}).save(tmp_path / name / "trace")
     ops, names = dict(OPS), set(KNOWN)
     exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
     for name in OPS.keys() - ops.keys():  # an op that a snippet made is forgotten again

@@ -3,6 +3,8 @@ one that was stopped and resumed is the run that was not.
 """
 
 import math
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +23,7 @@ from small_runs import (
 
 from nplm.cli import generate, main
 from nplm.errors import CheckpointError, ConfigError, NonFiniteError
-from nplm.train import evaluate, step
+from nplm.train import Evaluation, evaluate, step
 from nplm.train import job as training
 from nplm.train.checkpoint import (
     best_checkpoint,
@@ -211,7 +213,7 @@ def test_epochs_that_end_with_a_skipped_update_are_validated_all_the_same(tmp_pa
 def test_a_run_that_only_skips_ends_with_an_error_and_its_checkpoints(tmp_path, broken):
     calls, _ = broken
     calls |= set(range(3, 1000))
-    with pytest.raises(NonFiniteError, match="101 updates in a row had no finite loss"):
+    with pytest.raises(NonFiniteError, match="101 updates in a row after step 2 had no"):
         begin(by_steps(tmp_path, steps=900, on_nonfinite="skip", checkpoint_every=1))
     [folder] = (tmp_path / "runs").iterdir()
     assert sorted(p.name for p in (folder / "checkpoints").glob("step-*"))[-1] == "step-00000002"
@@ -272,3 +274,41 @@ def test_a_config_says_all_that_is_wrong_at_once():
         ).check()  # fmt: skip
     for words in ("optimizer 'Adm'", "schedule 'StepL'", "'kears'", "average.decay"):
         assert words in str(refused.value)
+
+
+def test_swalr_leads_alone_after_its_start_also_from_a_plateau(tmp_path):
+    schedule = ScheduleConfig("ReduceLROnPlateau", ("patience=0", "threshold=0.9"))
+    average = AverageConfig("swa", start=10, every=1, swa_lr=5e-4, anneal=1)
+    result = begin(by_steps(tmp_path, schedule=schedule, average=average, eval_every=3))
+    rates = [m["lr"] for m in metrics_of(result.folder)]
+    assert set(rates[12:]) == {5e-4}
+
+
+def test_ctrl_c_ends_a_run_that_skips(tmp_path, broken):
+    calls, _ = broken
+    calls |= set(range(4, 1000))
+
+    def progress(records):
+        for n, record in enumerate(records, 1):
+            if n == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield record
+
+    job = training.prepare(by_steps(tmp_path, preset="char", context=8, on_nonfinite="skip"))
+    result = training.run(job, lambda _: None, progress)
+    assert result.signal == signal.SIGINT
+    last = load_checkpoint(latest_checkpoint(result.folder))
+    assert (last.step, last.progress["skipped"]) == (3, 3)
+
+
+def test_another_rule_judges_a_loss_that_is_not_finite(tmp_path, monkeypatch):
+    stop = StopConfig(2, semantics="lightning", check_finite=True)
+    monkeypatch.setattr("nplm.train.job.evaluate", lambda *_: Evaluation(math.nan, 1, math.nan))
+    result = begin(by_steps(tmp_path, stop=stop))
+    assert "nan is not finite" in result.stopped
+
+
+def test_muon_takes_adamws_betas(tmp_path):
+    settings = {"optimizer": OptimizerConfig("Muon"), "beta1": 0.8, "preset": "char", "context": 8}
+    job = training.prepare(by_steps(tmp_path, **settings))
+    assert job.optimizer.optimizers[1].param_groups[0]["betas"] == (0.8, 0.99)

@@ -20,6 +20,7 @@ VERBS = {
     "generate": "let a trained model write",
     "compare": "hold runs side by side: settings, losses, samples",
     "check": "verify every file of a run",
+    "parity": "hold nplm against PyTorch, value by value",
     "schedule": "show a learning-rate schedule, by its name",
     "lr-find": "suggest a learning rate by a short test",
     "presets": "list the models that have a name",
@@ -28,11 +29,11 @@ VERBS = {
 
 WELCOME = """nplm: training of language models in NumPy, proved against PyTorch
 
-  nplm train                    train a small model on Python's own documentation (minutes)
-  nplm train --data FILE        train it on your text
+  nplm train [--data FILE]      train a small model on Python's own documentation, or your text
   nplm generate RUN             let the trained model write
   nplm compare RUN RUN          hold runs side by side: settings, losses, samples
   nplm check RUN                verify every file of a run
+  nplm parity                   hold nplm against PyTorch, value by value
   nplm schedule NAME --show     draw a learning-rate schedule
   nplm lr-find                  suggest a learning rate by a short test
   nplm presets                  list the models that have a name

@@ -119,6 +119,8 @@ def _problem(text: str, hint: Any) -> str | None:
         with contextlib.suppress(ValueError):
             value = kind(text)
     inside = get_args(hint) or (hint,)
+    if bool in inside:
+        value = {"True": True, "False": False}.get(text, text)
     try:
         converted(text if str in inside or Path in inside else value, hint)
     except TypeError as error:

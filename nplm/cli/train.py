@@ -26,7 +26,7 @@ WITH_RESUME = (
 class TrainCommand(TrainConfig):
     """Train a decoder on text.  The defaults are nanoGPT's character model for a CPU."""
 
-    config: Path | None = None  # TOML file of these settings ([schedule] and [stop] are tables)
+    config: Path | None = None  # TOML file of these settings; those with a dot stand in tables
     resume: str | None = None  # a run's folder, or newest (below --out): go on with it
 
 

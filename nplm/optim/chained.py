@@ -57,7 +57,7 @@ class ChainedOptimizer(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a `state_dict()`; raises ValueError, and changes nothing, if it is none."""
+        """Continue from a `state_dict()`; raises, and changes nothing, if it is none."""
         parts = list(self.parts_of(state_dict))
         before = [(optimizer.state, optimizer.param_groups) for optimizer in self.optimizers]
         try:

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nplm.parity.op_inputs import normal
-from nplm.parity.three_way import HALF_ULP, errors, fixed
+from nplm.parity.three_way import errors, fixed
+from nplm.parity.tolerances import HALF_ULP
 
 Runs = dict[str, np.ndarray]  # "value", "gradient of q", ...
 
@@ -67,7 +68,7 @@ def calibrate(seed: int = 0) -> list[Variant]:
 
 def _between(name: str, variants: str, first: Runs, second: Runs, truth: Runs) -> list[Variant]:
     return [
-        Variant(name, variants, quantity, errors(second[quantity], np.float64(first[quantity]))[0],
+        Variant(name, variants, quantity, errors(second[quantity], np.asarray(first[quantity], np.float64))[0],
                 errors(first[quantity], true)[0], errors(second[quantity], true)[0])
         for quantity, true in truth.items()
     ]  # fmt: skip

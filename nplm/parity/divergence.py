@@ -15,6 +15,7 @@ import numpy as np
 
 from nplm.parity.tolerances import NOISE_SHARE, Budget, budget_for
 from nplm.parity.trace import Entry, Place, Trace
+from nplm.parity.updates import Updates
 
 Budgets = Callable[[str, str, str], Budget]  # (run's dtype, phase, mode) -> Budget
 
@@ -93,6 +94,7 @@ class Comparison:
     meta: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _noise: _Noise | None = field(default=None, repr=False, compare=False)
+    _steps: set[int] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def equal(self) -> bool:
@@ -142,6 +144,7 @@ class _Noise:
         self.lr: dict[int, float] = {}  # largest of all groups, by step
         self.uncertain: list[tuple[str, int, np.ndarray]] = []  # s of this step, until lr is known
         self.worst: dict[str, float] = {}  # largest difference not judged, by parameter
+        self.updates = Updates()
 
     def learn_lr(self, place: Place, value: np.ndarray) -> None:
         """The largest learning rate of a step."""
@@ -221,22 +224,27 @@ def compare(
     dtype = str(expected.meta.get("dtype") or "float64")
     result = into or Comparison(
         title or f"{names[0]} against {names[1]}", mode, dtype,
-        meta={"actual": dict(actual.meta), "expected": dict(expected.meta)}, _noise=_Noise(),
+        meta={"actual": _told(actual), "expected": _told(expected)}, _noise=_Noise(),
     )  # fmt: skip
     optimizer = str(expected.meta.get("optimizer"))
     choose = budgets or partial(budget_for, optimizer=optimizer)
     noise = result._noise or _Noise()
     result._noise = noise
+    noise.updates.decays = expected.meta.get("decays") or {}
     for entry, other in _merged(actual, expected):
         budget = choose(result.dtype, entry.place.phase, result.mode)
         found = _one(entry, other, budget, noise, result)
         if found is not None:
             result.divergences.append(found)
             result.first = result.first or found
-    known = {m.place.step for m in result.measured} - {0}
-    result.steps = len(known)
+    result._steps |= {step for step in expected.steps() + actual.steps() if step}
+    result.steps = len(result._steps)
     result.notes = [n for n in result.notes if _ALONE not in n] + list(noise.notes())
     return result
+
+
+def _told(trace: Trace) -> dict[str, Any]:
+    return {key: value for key, value in trace.meta.items() if key != "decays"}  # one a parameter
 
 
 def _merged(actual: Trace, expected: Trace) -> list[tuple[Entry, Entry | str | None]]:
@@ -271,6 +279,8 @@ def _one(
     if result.mode == "free":
         noise.learn_gradient(a, entry, allowed, NOISE_SHARE * _allowed(entry, budget, lr, 1))
         gap, allowed = _without_noise(gap, allowed, entry, noise)
+    allowed = allowed + noise.updates.slack(entry, budget, lr, result.mode)
+    noise.updates.learn(entry, allowed, result.mode)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         errors = np.where(gap == 0, 0.0, gap / np.asarray(allowed, np.float64))
     error, worst = float(errors.max(initial=0.0)), float(gap.max(initial=0.0))
@@ -324,7 +334,8 @@ def _gap(a: np.ndarray, e: np.ndarray) -> np.ndarray:
     if a.dtype.kind in "biu" and e.dtype.kind in "biu":
         low = np.minimum(a, e) if a.dtype == e.dtype else None
         if low is not None and a.dtype.kind != "b":
-            return (np.maximum(a, e) - low).astype(np.float64) + (a != e) * 0.0
+            high = np.maximum(a, e)
+            return high.astype(np.float64) - low if a.dtype.itemsize < 8 else (a != e) * 1.0
         return (a != e).astype(np.float64)
     wide = np.complex128 if "c" in (a.dtype.kind, e.dtype.kind) else np.float64
     x, y = a.astype(wide), e.astype(wide)

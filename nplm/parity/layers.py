@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,9 +62,12 @@ def _rows(*shape: int, scale: float = 1.0) -> Draw:
 def _same(name: str, draw: Draw, *all_options: dict[str, Any], args: tuple[Any, ...] = ()) -> None:
     """Settings of a layer that torch.nn has under the same name with the same options."""
     SETTINGS[name] = [
-        Setting(lambda library, o=o: getattr(library.nn, name)(*args, **o), draw)
-        for o in all_options or ({},)
+        Setting(partial(_made, name, args, options), draw) for options in all_options or ({},)
     ]
+
+
+def _made(name: str, args: tuple[Any, ...], options: dict[str, Any], library: Any) -> Any:
+    return getattr(library.nn, name)(*args, **options)
 
 
 # ---- layers with weights -------------------------------------------------------------------------
@@ -128,7 +132,7 @@ def _module_list(library: Any) -> Any:
     """A ModuleList has no forward: its user calls its modules, here one after another."""
     n = library.nn
 
-    class Stack(n.Module):  # type: ignore[misc, name-defined]
+    class Stack(n.Module):  # type: ignore[name-defined]
         """Two layers in a list."""
 
         def __init__(self) -> None:
@@ -223,7 +227,9 @@ def _runner(setting: Setting, seed: list[int], device: str) -> Callable[[str, st
         if engine == "nplm":
             layer = layer.to(device)
             layer.load_state_dict({k: nplm.tensor(v) for k, v in state.items()})
-            leaves = [nplm.tensor(x, device=device, requires_grad=_floats(x)) for x in inputs]
+            leaves: list[Any] = [
+                nplm.tensor(x, device=device, requires_grad=_floats(x)) for x in inputs
+            ]
         else:
             layer.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
             leaves = [torch.tensor(x, requires_grad=_floats(x)) for x in inputs]

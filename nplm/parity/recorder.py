@@ -29,6 +29,7 @@ from nplm.parity.terms import (
     output_size,
 )
 from nplm.parity.trace import Place, Trace
+from nplm.parity.updates import coupled_decays
 
 _AFTER_THE_STEP = ("scheduler", "average", "validation", "stopper", "random")
 
@@ -48,16 +49,17 @@ def record(
     What runs in eval mode or under no_grad is not recorded. Raises ConfigError for what is neither
     library's, and for compiled or scripted modules.
     """
+    kind: type[Recorder]
     if isinstance(model, Module):
-        from nplm.parity.watch_nplm import NplmRecorder as Kind
+        from nplm.parity.watch_nplm import NplmRecorder as kind
     elif any(c.__module__.partition(".")[0] == "torch" for c in type(model).__mro__):
-        from nplm.parity.watch_torch import TorchRecorder as Kind
+        from nplm.parity.watch_torch import TorchRecorder as kind
     else:
         raise ConfigError(
             "record: expected an nplm.nn.Module or a torch.nn.Module, got "
             f"{type(model).__module__}.{type(model).__qualname__}"
         )
-    return Kind(model, optimizer, like, micro_batches)
+    return kind(model, optimizer, like, micro_batches)
 
 
 class Recorder(StepRecorder):
@@ -82,6 +84,8 @@ class Recorder(StepRecorder):
         self.parameters: dict[int, tuple[str, Any]] = {}  # by id: name and parameter
         for name, parameter in self._named_parameters():
             self.parameters.setdefault(id(parameter), (name, parameter))
+        names = {key: name for key, (name, _) in self.parameters.items()}
+        self.trace.meta["decays"] = coupled_decays(self.optimizer, names)
         self._buffers = {name: self.array(b).copy() for name, b in model.named_buffers()}
         self._seen: dict[int, tuple[Any, int, Seen]] = {}  # by id; holds the tensors while it does
         self._terms: dict[str, int] = {}  # of a parameter's gradient, of this micro-batch

@@ -16,17 +16,7 @@ import numpy as np
 import torch
 
 import nplm
-from nplm.parity.tolerances import FORMULA_64, to_numpy
-
-HALF_ULP = 2.0**-24  # float32: what rounding the true number once may cost, relative to it
-
-# Budgets of this level, each with its reason.
-FORMULA = FORMULA_64.rtol / 100  # float64, of the largest element: sums of 1e4 terms reorder 1e-13
-RATIO = 2.0  # nplm's float32 error over torch's: torch's own variants differ by as much
-STALE = 1.5  # an op below this needs no reason any more; between the two another CPU may decide
-# Errors below this are equal: a number that is rounded once is off by some 0.5 (worst) and 0.29
-# (typical) of HALF_ULP times two; whoever is luckier there is not better.
-FLOOR = HALF_ULP / 2
+from nplm.parity.tolerances import FLOOR, FORMULA, HALF_ULP, RATIO, STALE, to_numpy
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,13 @@ MUON_BFLOAT16 = Tolerance(
     "of the largest element: five rounds of bfloat16 (4e-3 each), where a sum in another order "
     "turns a rounding now and then; the rounding itself is torch's, bit for bit",
 )
+MUON_RUN = Tolerance(
+    0.0,
+    0.25,
+    "of an update's largest element: Muon lifts each singular value by up to 3.4 a round, and "
+    "bfloat16's roundings with it. Two matrices 1e-6 apart give torch updates 4e-2 apart at full "
+    "rank and 0.7 at a low one; runs lie between, nplm and torch up to 8e-2 apart",
+)
 RUN_32 = Tolerance(
     0.0, 1e-5, "float32: a loss near 3 after a few updates, from equal weights and batches"
 )
@@ -81,6 +88,15 @@ ESTIMATE = Tolerance(
 )
 
 
+# ---- errors of ops and layers, three ways (three_way.py) -----------------------------------------
+HALF_ULP = 2.0**-24  # float32: what rounding the true number once may cost, relative to it
+FORMULA = FORMULA_64.rtol / 100  # float64, of the largest element: sums of 1e4 terms reorder 1e-13
+RATIO = 2.0  # nplm's float32 error over torch's: torch's own variants differ by as much
+STALE = 1.5  # an op below this needs no reason any more; between the two another CPU may decide
+# Errors below this are equal: a number that is rounded once is off by some 0.5 (worst) and 0.29
+# (typical) of HALF_ULP times two; whoever is luckier there is not better.
+FLOOR = HALF_ULP / 2
+
 # ---- budgets of whole runs (divergence.py) -------------------------------------------------------
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
@@ -94,6 +110,7 @@ class Budget:
     summed   the size is sqrt(terms) times that of one term (the largest element, where the size of
              a term is not known), plus the largest element; else it is the largest element
     lr_ulps  multiples of eps times the learning rate
+    update   isolated runs: this fraction of a parameter's largest change (updates.py adds it)
     growth   free runs: from step 2 on both are this times step**2 as large ...
     cap      ... up to this fraction of the size
     any_dtype  Python numbers and arrays of another dtype may stand there
@@ -107,14 +124,21 @@ class Budget:
     growth: float = 0.0
     cap: float = math.inf
     any_dtype: bool = False
+    update: float = 0.0
 
     def allowed(self, largest: float, terms: int, scale: float, lr: float, step: int) -> float:
         """The largest |actual - expected|, for the reference's largest element."""
         size = largest
         if self.summed:
             size += terms**0.5 * (scale or largest)
-        grown = self.eps * (self.growth * step**2 if self.growth and step > 1 else 1.0)
-        return min(self.ulps * grown, self.cap) * size + min(self.lr_ulps * grown, self.cap) * lr
+        return self.share(step) * size + min(self.lr_ulps * self._grown(step), self.cap) * lr
+
+    def share(self, step: int) -> float:
+        """Which fraction of the size of what was computed may be off."""
+        return min(self.ulps * self._grown(step), self.cap)
+
+    def _grown(self, step: int) -> float:
+        return self.eps * (self.growth * step**2 if self.growth and step > 1 else 1.0)
 
 
 # What was measured is the largest difference in the units of the budget, ulps: float32, 2 blocks,
@@ -122,7 +146,7 @@ class Budget:
 # how far its own variants differ (attention kernels, 1 or 2 threads, fused AdamW or a loop),
 # "truth" how far torch is from itself in float64 on the same inputs.
 _SUM = "a sum of terms that are rounded: eps sqrt(terms) times a term"
-_ISOLATED: dict[str, tuple[float, bool, float, str]] = {  # phase: ulps, summed, ulps of lr, reason
+ISOLATED: dict[str, tuple[float, bool, float, str]] = {  # phase: ulps, summed, ulps of lr, reason
     "start": (4, False, 0, "copied, or drawn by both: float32 randn differs by 3 ulps"),
     "forward": (2, True, 0, f"{_SUM}; measured: torch 0.4, truth 0.5, nplm 0.4"),
     "loss": (2, True, 0, f"{_SUM}; measured: truth 0.1, nplm 0.2"),
@@ -137,8 +161,8 @@ _ISOLATED: dict[str, tuple[float, bool, float, str]] = {  # phase: ulps, summed,
     "validation": (8, True, 0, f"{_SUM}, over a whole loader"),
     "stopper": (8, True, 0, "best: a validation loss"),
 }
-_EXACT = ("batch", "lr", "scheduler", "random")
-_ANY_DTYPE = (*_EXACT, "loss", "norm", "validation", "stopper", "average")  # noted by loops
+EXACT_PHASES = ("batch", "lr", "scheduler", "random")
+_ANY_DTYPE = (*EXACT_PHASES, "loss", "norm", "validation", "stopper", "average")  # noted by loops
 # Measured with C 16, 2 blocks, AdamW at lr 1e-2, random tokens; ulps at steps 1, 5, 20 and 60:
 # torch's float32 against its float64 5, 1e2, 6e2, 1e6; nplm against torch in float32 3, 2e2, 1e3,
 # 1e6; torch's fused AdamW on 2 threads against its loop 1, 6, 3e1, 2e5. Adam's first step divides
@@ -157,9 +181,9 @@ def budget_for(dtype: str, phase: str, mode: str, optimizer: str = "") -> Budget
     optimizer: Muon's update is computed in bfloat16 whatever the dtype.
     """
     eps, any_dtype = EPS.get(dtype, EPS["float64"]), phase in _ANY_DTYPE
-    if phase in _EXACT:
+    if phase in EXACT_PHASES:
         return Budget(0, eps, "exact: no sums of tensors, so the same bits", any_dtype=True)
-    ulps, summed, lr_ulps, reason = _ISOLATED[phase]
+    ulps, summed, lr_ulps, reason = ISOLATED[phase]
     muon = optimizer == "Muon"
     if muon and mode == "free":  # from its first update on
         eps, dtype = max(eps, EPS["float32"]), "float32"
@@ -168,7 +192,8 @@ def budget_for(dtype: str, phase: str, mode: str, optimizer: str = "") -> Budget
         lr_ulps = MUON_BFLOAT16.atol / eps if muon else _DRIFT
         return Budget(_DRIFT, eps, reason, True, lr_ulps, _GROWTH, cap, any_dtype)
     if muon and phase == "parameter":
-        lr_ulps, reason = MUON_BFLOAT16.atol / eps, f"Muon: {MUON_BFLOAT16.reason}"
+        update, reason = MUON_RUN.atol, f"Muon: {MUON_RUN.reason}"
+        return Budget(ulps, eps, reason, summed, lr_ulps, any_dtype=any_dtype, update=update)
     return Budget(ulps, eps, reason, summed, lr_ulps, any_dtype=any_dtype)
 
 

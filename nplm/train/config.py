@@ -86,7 +86,7 @@ class StopConfig:
     delta: float | None = None  # a validation loss must fall by more than this; None: 0
     semantics: str = "pytorchtools"  # whose rule: docs/early_stopping.md has the six
     baseline: float | None = None  # keras: the loss to beat
-    start_from_epoch: int | None = None  # keras: validations that are not judged
+    start_from_epoch: int | None = None  # keras: validations at the start that are not judged
     check_finite: bool | None = None  # lightning: stop at NaN and infinity; None: True
     stopping_threshold: float | None = None  # lightning: good enough
     divergence_threshold: float | None = None  # lightning: hopeless
@@ -100,9 +100,9 @@ class AverageConfig:
     name: Literal["ema", "swa"] | None = None  # exponential, or equally weighted; None: none
     decay: float | None = None  # ema: the weight of the old average; None: 0.999
     start: int | None = None  # updates before the first that counts; None: 0, swa: 3/4 of the run
-    every: int | None = None  # updates from one that counts to the next; None: 1, swa: an epoch
+    every: int | None = None  # updates from one that counts to the next; None: 1, swa: 1 epoch
     swa_lr: float | None = None  # SWALR's rate from `start` on; None: the schedule goes on
-    anneal: int | None = None  # units of the way to swa_lr; None: 10
+    anneal: int | None = None  # updates (or epochs) from the rate found to swa_lr; None: 10
     anneal_strategy: Literal["cos", "linear"] | None = None  # None: cos
 
 
@@ -119,20 +119,22 @@ class TrainConfig:
     epochs: int | None = None  # passes over the text, shuffled; None: windows at random places
     batch_size: int = 12  # rows in a micro-batch
     accumulate: int = 1  # micro-batches an update
-    windows: tuple[str, ...] = ()  # EPOCH:SIZE, accumulate from that epoch (from 0) on: 0:1 4:8
+    windows: tuple[str, ...] = ()  # EPOCH:SIZE ..., micro-batches from that epoch (from 0) on
     normalise: Literal["token", "microbatch"] = "token"  # what a window's loss is the mean of
     lr: float = 1e-3  # peak learning rate
-    layer_decay: float | None = None  # a block's rate as a part of the next one's; None: all alike
+    layer_decay: float | None = None  # each block's rate by that of the one above; None: alike
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
-    beta1: float | None = None  # Adam's decay of the mean gradient, and its kin's; None: 0.9
-    beta2: float | None = None  # and of the mean squared gradient; None: 0.99
-    weight_decay: float | None = None  # on matrices only; None: 0.1, if not AdamW or Muon: 0
+    beta1: float | None = None  # Adam's (and kin's) decay of the mean gradient; None: 0.9
+    beta2: float | None = None  # Adam's decay of the mean squared gradient; None: 0.99
+    weight_decay: float | None = None  # on matrices only; None: 0.1 for AdamW and Muon, else 0
     clip_norm: float | None = 1.0  # largest gradient norm; None: no clipping
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # when a loss or gradient is not finite
-    spike_threshold: float | None = 6.0  # deviations above the mean that are told; None: none are
+    on_nonfinite: Literal["stop", "skip"] = (
+        "stop"  # the run, or the update, if its loss is not finite
+    )
+    spike_threshold: float | None = 6.0  # tell of a loss or norm so many deviations above the mean
     eval_every: int | None = None  # updates between validations; None: 500, or an epoch
     log_every: int = 50  # updates between lines
     checkpoint_every: int | None = None  # updates between checkpoints; None: at validations

@@ -46,7 +46,7 @@ class Result:
     """How a run ended."""
 
     folder: RunFolder
-    best_step: int | None  # None: every validation loss was NaN
+    best_step: int | None  # None: it ended before its first validation
     best_loss: float  # over the whole validation part
     stopped: str | None  # why it ended early, or None
     signal: int | None = None  # what interrupted it, or None
@@ -106,6 +106,7 @@ def _train(
         first_step=state.step, first_epoch=state.epoch, on_nonfinite=c.on_nonfinite,
         normalise=c.normalise,
     )  # fmt: skip
+    missed = False  # an epoch ended with a skipped update: the next one is validated
     for record in progress(records):
         state.step, state.epoch = record.step, record.epoch + record.epoch_ended
         state.seconds += record.seconds
@@ -113,13 +114,18 @@ def _train(
         skipped = 0 if record.updated else skipped + 1
         if skipped:
             _note_skipped(state, skipped, say)
-            continue
+            missed |= _is_due(c, record) and record.epoch_ended
+            if interruption.received is None:
+                continue
+            if record.step not in checkpoint_steps(folder):
+                _save(job, folder, state)
+            break
         pace.note(record.n_targets, record.seconds)
         if job.average is not None and job.average.takes(record):
             job.average.update(job.model)
         metrics, sample, last = _metrics(record), None, record
         spike = job.spikes and job.spikes.update(record.loss, record.grad_norm)
-        evaluated = record.step == job.total or _is_due(c, record)
+        evaluated, missed = record.step == job.total or missed or _is_due(c, record), False
         if evaluated:
             sample = _validate(job, state, metrics)
         folder.log_metrics(metrics)
@@ -131,6 +137,8 @@ def _train(
             _save(job, folder, state, metrics)  # before anything is printed, which may fail
         if evaluated or record.step % c.log_every == 0:
             say(report.line(metrics, *pace.take()))
+        if "validation_loss_trained" in metrics:
+            say(f"           that of the average; trained {metrics['validation_loss_trained']:.4f}")
         if spike:
             say(f"spike      step {record.step}: {spike}")
         if evaluated and stopper is not None and stopper.best_call != stopper.calls:
@@ -140,17 +148,22 @@ def _train(
         if over:
             break
     else:
-        _end_of_epochs(job, folder, state, last)
+        _end_of_epochs(job, folder, state, last, say)
 
 
 def _move_rate(job: Job, record: StepRecord) -> None:
     """Let the schedule move, after an update or an epoch: SWALR takes over from it."""
     if record.epoch_ended if job.config.schedule.unit == "epoch" else record.updated:
-        average, swa = job.average, job.swa_scheduler
-        if swa is not None and average is not None and record.step > average.start:
-            swa.step()
+        if job.swa_scheduler is not None and _swa_leads(job, record.step):
+            job.swa_scheduler.step()
         elif not by_validation(job.scheduler):
             job.scheduler.step()
+
+
+def _swa_leads(job: Job, step: int) -> bool:
+    """Whether SWALR moves the rate after this update, and not the schedule any more."""
+    average = job.average
+    return job.swa_scheduler is not None and average is not None and step > average.start
 
 
 def _note_skipped(state: Progress, in_a_row: int, say: Say) -> None:
@@ -158,18 +171,27 @@ def _note_skipped(state: Progress, in_a_row: int, say: Say) -> None:
     state.skipped += 1
     if in_a_row > MOST_SKIPPED:
         raise NonFiniteError(
-            f"after step {state.step} {in_a_row} updates in a row had no finite loss and gradient, "
-            "and were skipped: lower the learning rate or set clip_norm; checkpoints are kept"
+            f"{in_a_row} updates in a row after step {state.step} had no finite loss and gradient "
+            "and were skipped: lower the learning rate (--lr); checkpoints are kept"
         )
-    say(f"skipped    the update after step {state.step}: its loss or gradient is not finite")
+    if in_a_row in (1, 10, MOST_SKIPPED):
+        times = "" if in_a_row == 1 else f", {in_a_row} times now"
+        say(f"skipped    the update after step {state.step}: loss or gradient not finite{times}")
 
 
-def _end_of_epochs(job: Job, folder: RunFolder, state: Progress, last: StepRecord | None) -> None:
-    """What is left to do when the epochs ended with a skipped update: validate, and save."""
+def _end_of_epochs(
+    job: Job, folder: RunFolder, state: Progress, last: StepRecord | None, say: Say
+) -> None:
+    """What is left to do when the epochs ended with a skipped update: validate, and save.
+
+    The update has its line of metrics; its validation is in the checkpoint.
+    """
     if last is not None and last.step not in checkpoint_steps(folder):
         metrics = _metrics(last)
-        _validate(job, state, metrics)
+        sample = _validate(job, state, metrics)
         _save(job, folder, state, metrics)
+        say(f"step {last.step:5d}  validation {metrics['validation_loss']:.4f}")
+        say(report.quoted(last.step, sample))
 
 
 def _validate(job: Job, state: Progress, metrics: dict[str, Any]) -> str:
@@ -186,7 +208,7 @@ def _validate(job: Job, state: Progress, metrics: dict[str, Any]) -> str:
         state.best_step, state.best_loss = step, loss
     if job.stopper is not None:
         job.stopper(loss, step=step)
-    if by_validation(job.scheduler):
+    if by_validation(job.scheduler) and not _swa_leads(job, step):
         job.scheduler.step(loss)
     return _sample(job, judged)
 
@@ -239,7 +261,8 @@ def _is_over(job: Job, state: Progress) -> bool:
 
 def _validation_loss(model: Module, job: Job, step: int) -> float:
     loss = evaluate(model, job.validation).loss
-    if not math.isfinite(loss):
+    judged = job.stopper is not None and job.stopper.semantics != "pytorchtools"
+    if not math.isfinite(loss) and not judged:  # other rules say themselves what it means
         raise NonFiniteError(
             f"the validation loss is {loss} after step {step}: the last update broke the weights, "
             "earlier checkpoints are kept; lower the learning rate"

@@ -72,6 +72,8 @@ def make_optimizer(config: TrainConfig, model: Module) -> Optimizer:
 def check_optimizer(config: TrainConfig) -> None:
     """Raise ConfigError for options that the optimizer does not take."""
     names = takes(OPTIMIZERS[config.optimizer.name])
+    if config.optimizer.name == "Muon":
+        names = [*names, "betas"]  # of the AdamW beside it
     for setting, option in (("beta1", "betas"), ("beta2", "betas"), ("weight_decay",) * 2):
         if getattr(config, setting) is not None and option not in names:
             raise ConfigError(f"{setting}: {config.optimizer.name} has no {option}; leave it out")
@@ -79,6 +81,8 @@ def check_optimizer(config: TrainConfig) -> None:
     tiny.grad = zeros(1, 1)
     optimizer = _on(config, config.optimizer.name, [{"params": [tiny]}])
     build(optimizer.step, f"optimizer {config.optimizer.name}")  # what only a step refuses
+    if config.optimizer.name == "Muon":
+        _on(config, "AdamW", [{"params": [tiny]}])
 
 
 def unknown_optimizer(name: str) -> str:
@@ -335,15 +339,19 @@ def by_validation(scheduler: Any) -> bool:
 
 
 def in_words(config: TrainConfig, average: Average | None) -> str:
-    """What of a strategy differs from the defaults, for people; "" for nothing."""
+    """Optimizer, schedule and average, where they are not the defaults, for people."""
     c, said = config, []
     if c.optimizer.name != "AdamW":
-        said.append(c.optimizer.name + " and AdamW" * (c.optimizer.name == "Muon"))
+        beside = (
+            " (the blocks' matrices) and AdamW (the rest)" if c.optimizer.name == "Muon" else ""
+        )
+        said.append(c.optimizer.name + beside)
     if c.layer_decay is not None:
         said.append(f"rates fall by {c.layer_decay:g} a block")
     if c.schedule.name != "nanogpt":
+        unit = "update" if c.schedule.unit == "step" else "epoch"
         plateau = c.schedule.name == "ReduceLROnPlateau"
-        said.append(f"{c.schedule.name} by the {'validation' if plateau else c.schedule.unit}")
+        said.append(f"{c.schedule.name} after every {'validation' if plateau else unit}")
     if average is not None:
         kind = "SWA" if average.decay is None else f"EMA of {average.decay:g}"
         said.append(f"{kind} from update {average.start + 1:,} on")

@@ -93,5 +93,7 @@ def converted(value: Any, hint: Any) -> Any:
             raise TypeError("a path")
         return Path(value)
     if type(value) is not hint:
-        raise TypeError({int: "a whole number", float: "a number"}.get(hint, "text"))
+        raise TypeError(
+            {int: "a whole number", float: "a number", bool: "True or False"}.get(hint, "text")
+        )
     return value
