@@ -68,7 +68,8 @@ def calibrate(seed: int = 0) -> list[Variant]:
 
 def _between(name: str, variants: str, first: Runs, second: Runs, truth: Runs) -> list[Variant]:
     return [
-        Variant(name, variants, quantity, errors(second[quantity], np.asarray(first[quantity], np.float64))[0],
+        Variant(name, variants, quantity,
+                errors(second[quantity], np.asarray(first[quantity], np.float64))[0],
                 errors(first[quantity], true)[0], errors(second[quantity], true)[0])
         for quantity, true in truth.items()
     ]  # fmt: skip
