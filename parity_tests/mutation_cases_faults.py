@@ -123,10 +123,10 @@ FAULTS = [
         "test_faults.py::test_a_run_that_ends_with_an_error_is_compared_and_leaves_nothing_behind",
     ),
     _parity(
-        "faults: finding.py: if run.recorder.attached:",
-        "nplm/parity/faults/finding.py",
-        "                run.recorder.__exit__(None, None, None)\n",
-        "                pass\n",
+        "lockstep: the recorder of a resumed run stays",
+        "nplm/parity/nplm_run.py",
+        "            self.recorder.__exit__(None, None, None)\n",
+        "            pass\n",
         "test_faults.py::test_an_error_after_a_resumption_leaves_nothing_behind",
     ),
     _parity(

@@ -68,9 +68,6 @@ def _compared_to_the_end() -> Iterator[list[Exception]]:
             yield from inner(run)
         except Exception as error:
             errors.append(error)
-        finally:
-            if run.recorder.attached:
-                run.recorder.__exit__(None, None, None)
 
     run: Any = NplmRun
     run.steps = steps
