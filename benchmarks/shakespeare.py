@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from nplm.parity.twin import TorchDecoder
+from nplm.train import parts
 from nplm.train.config import ScheduleConfig, TrainConfig
 from nplm.train.job import Job, prepare
 from nplm.train.loop import evaluate, fit
@@ -38,13 +39,15 @@ def train_nplm(job: Job) -> float:
 
 def train_torch(job: Job, twin: TorchDecoder) -> float:
     c = job.config
+    decay = parts.weight_decay(c)
     groups = [
-        {"params": [p for p in twin.parameters() if p.ndim >= 2], "weight_decay": c.weight_decay},
+        {
+            "params": [p for p in twin.parameters() if p.ndim >= 2],
+            "weight_decay": decay,
+        },
         {"params": [p for p in twin.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=c.lr, betas=(c.beta1, c.beta2)
-    )
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=c.lr, betas=(0.9, 0.99))
     floor, warmup = 0.1, c.schedule.warmup_steps
 
     def factor(step: int) -> float:
