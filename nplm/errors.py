@@ -3,6 +3,9 @@
 A message is one sentence: what, where, expected, got, what to do.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class NplmError(Exception):
     """Base of nplm's own exceptions; `exit_code` is what `nplm` returns to the shell."""
@@ -52,3 +55,11 @@ class RunInUseError(NplmError):
     """Another process holds the run folder."""
 
     exit_code = 6
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """One sentence for a name that does not exist, with the nearest one that does."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name[:100]!r}: expected one of {', '.join(names)}{hint}"

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from nplm.errors import ConfigError, NplmError
+from nplm.errors import ConfigError, NplmError, unknown
 
 VERBS = {
     "train": "train a model on text: yours, or one that Python carries",
@@ -97,8 +97,6 @@ def _run(verb: str, arguments: list[str]) -> int:
         print(f"nplm {__version__}")
         return 0
     if verb not in VERBS:
-        from nplm.models.config import unknown
-
         raise ConfigError(unknown("verb", verb, VERBS))
     code: int = import_module(f"nplm.cli.{verb.replace('-', '_')}").main(arguments)
     return code

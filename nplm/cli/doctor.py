@@ -18,9 +18,9 @@ import numpy as np
 
 from nplm import backend, files
 from nplm.autograd.factory import tensor
-from nplm.errors import BackendError, ConfigError, NplmError
+from nplm.errors import BackendError, ConfigError, NplmError, unknown
 from nplm.files import system
-from nplm.models.config import DecoderConfig, unknown
+from nplm.models.config import DecoderConfig
 from nplm.models.decoder import Decoder
 from nplm.nn.functional import cross_entropy
 from nplm.parity.tolerances import FINITE_DIFFERENCES, FORMULA_64, Tolerance

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from nplm import backend, files
 from nplm.cli.arguments import parse
-from nplm.errors import ConfigError
-from nplm.models.config import PRESETS, preset, unknown
+from nplm.errors import ConfigError, unknown
+from nplm.models.config import PRESETS, preset
 
 LEVELS = {
     "ops": "every op: value and gradients, float64, and float32 three ways",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from nplm.errors import ConfigError
+from nplm.errors import ConfigError, unknown
 
 NORMS, POSITIONS = ("layer", "rms"), ("learned", "rope")
 ACTIVATIONS = ("gelu", "gelu_tanh", "swiglu")
@@ -107,10 +106,3 @@ def preset(name: str, **changes: Any) -> DecoderConfig:
         if key not in known:
             raise ConfigError(unknown("setting of DecoderConfig", key, known))
     return replace(PRESETS[name], **changes)
-
-
-def unknown(what: str, name: str, known: Any) -> str:
-    """One sentence for a name that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name[:100]!r}: expected one of {', '.join(known)}{hint}"

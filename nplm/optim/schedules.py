@@ -6,13 +6,12 @@ tools differ there. s counts updates from 0, W is warmup_steps, T total_steps, p
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from nplm.errors import ConfigError
+from nplm.errors import ConfigError, unknown
 from nplm.optim.lr_scheduler import LambdaLR
 
 
@@ -24,12 +23,12 @@ def get_schedule(name: str, optimizer: Any, **settings: Any) -> LambdaLR:
     Raises ConfigError for unknown names and settings, for missing ones and for bad values.
     """
     if name not in RECIPES:
-        raise ConfigError(_unknown("schedule", name, RECIPES))
+        raise ConfigError(unknown("schedule", name, RECIPES))
     parameters = list(inspect.signature(RECIPES[name]).parameters.values())[1:]
     names = [p.name for p in parameters]
     for setting in settings:
         if setting not in names:
-            raise ConfigError(_unknown(f"setting of schedule {name!r}", setting, names or ["none"]))
+            raise ConfigError(unknown(f"setting of schedule {name!r}", setting, names or ["none"]))
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in settings]
     if missing:
         raise ConfigError(f"schedule {name!r} needs {' and '.join(missing)}, got none")
@@ -229,7 +228,7 @@ def warmup_stable_decay(
     _check_ratio("warmup_stable_decay", min_lr_ratio)
     for what, given in (("warmup_type", warmup_type), ("decay_type", decay_type)):
         if given not in ("linear", "cosine", "1-sqrt"):
-            raise ConfigError(_unknown(what, given, ("linear", "cosine", "1-sqrt")))
+            raise ConfigError(unknown(what, given, ("linear", "cosine", "1-sqrt")))
     if total_steps is None and stable_steps is None:
         raise ConfigError("warmup_stable_decay: expected total_steps or stable_steps, got none")
     left = None if total_steps is None else total_steps - warmup_steps - decay_steps
@@ -377,14 +376,6 @@ def _floor(name: str, optimizer: Any, min_lr: float | None, min_lr_ratio: float 
         )
     _check_ratio(name, floor)
     return floor
-
-
-def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One sentence for a name that does not exist, with the nearest one that does."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}: expected one of {', '.join(names)}{hint}"
 
 
 RECIPES: dict[str, Callable[..., LambdaLR]] = {

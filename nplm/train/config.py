@@ -9,8 +9,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from nplm.errors import ConfigError
-from nplm.models.config import PRESETS, unknown
+from nplm.errors import ConfigError, unknown
+from nplm.models.config import PRESETS
 from nplm.train.run import RUN_NAME
 from nplm.train.window_schedule import WindowSchedule
 

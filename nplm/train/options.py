@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import math
 import types
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nplm import files
-from nplm.errors import ConfigError
+from nplm.errors import ConfigError, unknown
 
 FUNCTIONS = ("lr_lambda", "scale_fn")  # arguments that no word can be
 LONGEST = 10_000  # characters of a word: Python may not survive to parse what is nested deeper
@@ -63,12 +62,7 @@ def read_options(
         if name in elsewhere:
             raise ConfigError(f"{where}: {name} is {elsewhere[name]}; give it there")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            listed = ", ".join(known) or "none"
-            raise ConfigError(
-                f"{where}: unknown option {files.shown(name)}: expected one of {listed}{hint}"
-            )
+            raise ConfigError(f"{where}: {unknown('option', name, known or ['none'])}")
         if name in FUNCTIONS:
             raise ConfigError(f"{where}: {name} is a function, which no word can be; leave it out")
         if name in found:

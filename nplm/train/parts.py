@@ -12,8 +12,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from nplm import optim
-from nplm.errors import ConfigError
-from nplm.models.config import unknown
+from nplm.errors import ConfigError, unknown
 from nplm.nn.module import Module
 from nplm.ops.creation import zeros
 from nplm.optim import lr_scheduler

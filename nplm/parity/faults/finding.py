@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from nplm.errors import ConfigError
-from nplm.models.config import DecoderConfig, unknown
+from nplm.errors import ConfigError, unknown
+from nplm.models.config import DecoderConfig
 from nplm.parity.divergence import Comparison
 from nplm.parity.faults import of_attention, of_data, of_loops, of_models, of_optimizers, of_steps
 from nplm.parity.faults.planting import Fault, planted
