@@ -22,7 +22,6 @@ LEVELS = {
     "step": "one update: accumulation, clipping, optimizer, schedule",
     "run": "a whole training run with a resumption in its middle",
 }
-FAMILIES = ("gpt2", "llama")
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,9 @@ def _lockstep(level: str, config: ParityConfig) -> int:
     from nplm.parity import lockstep
 
     mode = config.mode or ("free" if config.dtype == "float64" else "isolated")
-    families = FAMILIES if config.family == "both" else (config.family,)
-    models = {name: lockstep.FAMILIES[name] for name in families}
+    models = dict(lockstep.FAMILIES)
+    if config.family != "both":
+        models = {config.family: models[config.family]}
     if config.preset is not None:
         models = {config.preset: preset(config.preset)}
     compared = {}

@@ -193,9 +193,12 @@ class Recorder(StepRecorder):
         self, place: Place, array: np.ndarray, terms: int = 1, scale: float = 0.0
     ) -> np.ndarray | None:
         """Keep a value.  A copy of the reference's in isolated mode, if there is one that fits."""
-        place = self.trace.add(place, array, terms, scale)
+        return self._reference(self.trace.add(place, array, terms, scale), array.shape)
+
+    def _reference(self, place: Place, shape: tuple[int, ...]) -> np.ndarray | None:
+        """A copy of what the reference has at a place, in isolated mode and if it fits."""
         entry = None if self.like is None else self.like.get(place)
-        if entry is None or entry.value.shape != array.shape:
+        if entry is None or entry.value.shape != shape:
             return None
         return entry.value.copy()
 
@@ -286,10 +289,8 @@ class Recorder(StepRecorder):
         inputs = self.trace.get(given.place) if given is not None else None
         size = output_size(layer, self._weight(layer), inputs.value) if inputs else 0.0
         place = self.trace.add(place, array, terms, if_larger(size, array))
-        entry = None if self.like is None else self.like.get(place)
-        fits = entry is not None and entry.value.shape == array.shape
         seen = Seen(place, of_axes(array.shape), column_size(array), layer, given)
-        return seen, entry.value.copy() if entry is not None and fits else None
+        return seen, self._reference(place, array.shape)
 
     def remember(self, tensor: Any, seen: Seen) -> None:
         """The model goes on with `tensor`, which is recorded."""
