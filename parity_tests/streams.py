@@ -4,14 +4,11 @@ import numpy as np
 import torch
 
 import nplm
-from nplm.parity.tolerances import to_numpy
+from nplm.parity.tolerances import OTHER_CPU_ULPS, to_numpy
 
 # With AVX2 or AVX512 torch rounds x * a + b once and takes float32 log, cos, sin from polynomials
-# that nplm.random repeats: every bit is equal. Its kernels for other CPUs round twice and call the
-# C library. The angle's last bit and cancellation near zero make that up to 9 units in the last
-# place of the largest number drawn (ATEN_CPU_CAPABILITY=default, 18 million normals).
+# that nplm.random repeats: every bit is equal.
 EVERY_BIT = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-OTHER_CPU_ULPS = 16
 
 DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
 KEPT = slice(5016, None)  # where torch.get_rng_state() has the kept normal

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from bad_input import BAD, OTHERS, make_files
+from tiny_runs import WITHOUT_TORCH
 
 from nplm import files
 from nplm.cli import arguments, generate, main
@@ -328,12 +329,7 @@ def test_a_float64_run_writes_in_float64(capsys, trained, tmp_path, text):
 
 def test_a_missing_torch_is_said_in_one_sentence(text, tmp_path):
     code = (
-        "import sys\n"
-        "class NoTorch:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch': raise ModuleNotFoundError('blocked', name=name)\n"
-        "sys.meta_path.insert(0, NoTorch())\n"
-        "from nplm.cli import main\n"
+        f"{WITHOUT_TORCH}from nplm.cli import main\n"
         f"sys.exit(main(['train', '--data', {str(text)!r}, '--device', 'torch:cpu']))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,

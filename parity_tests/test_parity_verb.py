@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 
+from tiny_runs import WITHOUT_TORCH
 from tiny_runs import nplm as run
 
 from nplm.autograd.op import OPS, OVERRIDES, override
@@ -199,15 +200,7 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(capsys, tmp_path):
 
 @pytest.mark.parametrize("words", [[], ["ops"], ["--list-faults"]])
 def test_without_torch_it_says_so_in_one_sentence(words):
-    code = (
-        "import sys\n"
-        "class NoTorch:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch': raise ModuleNotFoundError('blocked', name=name)\n"
-        "sys.meta_path.insert(0, NoTorch())\n"
-        "from nplm.cli import main\n"
-        f"sys.exit(main(['parity', *{words!r}]))"
-    )
+    code = f"{WITHOUT_TORCH}from nplm.cli import main\nsys.exit(main(['parity', *{words!r}]))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (out.returncode, out.stdout) == (2, "")
     assert "run `pip install torch`" in out.stderr

@@ -34,6 +34,7 @@ from nplm.nn.module import Parameter  # noqa: E402
 from nplm.optim.lr_scheduler import StepLR  # noqa: E402
 from nplm.optim.swa_utils import AveragedModel  # noqa: E402
 from nplm.parity import compare, record  # noqa: E402
+from nplm.parity.tolerances import THEOREM_64, assert_close  # noqa: E402
 from nplm.parity.trace import Trace  # noqa: E402
 
 pytestmark = pytest.mark.step
@@ -142,7 +143,7 @@ def test_a_scheduler_made_before_or_inside_and_an_average_of_weights_go_on_as_be
                 inputs = window[0][0]
                 a = averages[0](nplm.tensor(inputs)).detach().numpy()
                 b = averages[1](torch.from_numpy(inputs)).detach().numpy()
-                np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+                assert_close(a, b, THEOREM_64, "an average's output")
                 assert count == (len(mine.trace), len(yours.trace))  # a copy is not watched
         comparison = compare(mine.trace, yours.trace)
         assert {d.place.phase for d in comparison.divergences} <= {"random", "start"}

@@ -1,4 +1,4 @@
-"""Two small runs for the tests of the verbs that read runs, and `nplm` as they call it."""
+"""What tests of verbs share: two small runs, `nplm` as they call it, a Python without torch."""
 
 from nplm.cli import main
 
@@ -34,3 +34,12 @@ def nplm(capsys, *words):
 def snapshot(folder):
     """Every file below a folder, with its bytes."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+WITHOUT_TORCH = """\
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name == 'torch': raise ModuleNotFoundError('blocked', name=name)
+sys.meta_path.insert(0, NoTorch())
+"""  # what a fresh interpreter runs first, so that torch cannot be imported
