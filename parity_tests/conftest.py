@@ -1,11 +1,16 @@
 """What every test shares: one BLAS thread, hypothesis profiles, a fresh random stream."""
 
 import os
+import signal
 from contextlib import nullcontext
 
 # Before NumPy loads its BLAS: more threads would change the order of sums from run to run.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would every run of a test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
