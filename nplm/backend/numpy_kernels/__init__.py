@@ -1,0 +1,4 @@
+"""Faster versions of ops on NumPy: each names its reference in nplm/ops and equals it.
+
+Read the op first. Loaded on the first op that runs on a NumPy array; a file a family.
+"""

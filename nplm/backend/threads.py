@@ -1,0 +1,199 @@
+"""How many threads NumPy's work runs on, the pool that runs it, and the BLAS beside it.
+
+Two ways to use the cores.  Shards: `run` calls whole functions at once, each with its own tape
+(train/shards.py); inside of one, everything is serial.  Parts: a kernel splits its own rows with
+`in_parts`.  A BLAS with threads of its own would fight for the same cores: hold it at one meanwhile
+with `one_blas_thread`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nplm.errors import ConfigError
+
+Result = TypeVar("Result")
+_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what a user or a scheduler may have set
+
+
+class _Here(threading.local):
+    """What this thread is: in a shard there is nobody to share its work with."""
+
+    alone = False
+
+
+_here = _Here()
+_chosen: int | None = None
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+_blas_held = 0  # how many `one_blas_thread` blocks are open
+_blas: Any = None  # the BLAS libraries of this process, found once: finding them takes milliseconds
+
+
+# ---- how many ------------------------------------------------------------------------------------
+def get_num_threads() -> int:
+    """The threads that NumPy's work may use.  Twin: torch.get_num_threads.
+
+    The number that was set; else the physical cores that this process may use (its affinity and
+    its cgroup's quota), or OMP_NUM_THREADS or OPENBLAS_NUM_THREADS where these are smaller.
+    """
+    global _chosen
+    if _chosen is None:
+        limits = [int(n) for n in (os.environ.get(name, "") for name in _LIMITS) if n.isdecimal()]
+        _chosen = max(1, min([physical_cores(), *limits]))
+    return _chosen
+
+
+def set_num_threads(n: int) -> None:
+    """Use `n` threads from now on, in every thread of this process.  Twin: torch.set_num_threads.
+
+    A training step at another number adds in another order: the same values up to rounding.
+    """
+    global _chosen
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ConfigError(f"set_num_threads: expected an integer of at least 1, got {n!r}")
+    _chosen = n
+
+
+def physical_cores() -> int:
+    """Cores (not hyperthreads) that this process may use: affinity and cgroup quota respected."""
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, min(len(cores), _cgroup_cores()))
+
+
+def _cgroup_cores(root: str = "/sys/fs/cgroup") -> int:
+    """The whole cores that a container's quota pays for; a large number without a quota."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # v2, v1
+        try:
+            quota, period = " ".join((Path(root) / name).read_text() for name in names).split()[:2]
+            if quota != "max" and int(quota) > 0:
+                return max(1, int(quota) // int(period))
+        except (OSError, ValueError):
+            continue
+    return 1 << 20
+
+
+def team() -> int:
+    """The threads that a kernel on this thread may split its work over: 1 inside a shard."""
+    return 1 if _here.alone else get_num_threads()
+
+
+# ---- running -------------------------------------------------------------------------------------
+def run(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Call every task at once, the first on this thread, and return their results in order.
+
+    Inside of a task `team()` is 1. All have ended when this returns or raises; what a task raised
+    is raised here, the first task's before the second's.
+    """
+    if len(tasks) == 1 or _here.alone:
+        return [_alone(task) for task in tasks]
+    pool = _pool_of(len(tasks) - 1)
+    futures: list[Future[Result]] = [  # NumPy's errstate travels in the context
+        pool.submit(copy_context().run, _alone, task) for task in tasks[1:]
+    ]
+    try:
+        first = _alone(tasks[0])
+    finally:
+        _wait_for(futures)
+    return [first, *(future.result() for future in futures)]
+
+
+def in_parts(n: int, body: Callable[[int, int], Any], least: int = 1) -> None:
+    """Call `body(start, stop)` on parts of range(n) at once, each of at least `least` items.
+
+    Only for bodies whose parts write to different memory.
+    """
+    parts = max(1, min(team(), n // max(least, 1)))
+    if parts == 1:
+        if n > 0:
+            body(0, n)
+        return
+    ends = [n * i // parts for i in range(parts + 1)]
+    run([lambda a=a, b=b: body(a, b) for a, b in zip(ends, ends[1:])])  # type: ignore[misc]
+
+
+def _alone(task: Callable[[], Result]) -> Result:
+    before, _here.alone = _here.alone, True
+    try:
+        return task()
+    finally:
+        _here.alone = before
+
+
+def _wait_for(futures: list[Future[Any]]) -> None:
+    """Wait to the end even through Ctrl-C: nobody may write to our arrays once we have left."""
+    try:
+        wait(futures)
+    except BaseException:
+        wait(futures)
+        raise
+
+
+def _pool_of(size: int) -> ThreadPoolExecutor:
+    global _pool, _pool_size
+    if _pool is None or _pool_size < size:
+        if _pool is not None:
+            _pool.shutdown(wait=False)
+        _pool, _pool_size = ThreadPoolExecutor(size, thread_name_prefix="nplm"), size
+    return _pool
+
+
+def _forget_pool() -> None:
+    """A forked child has none of its parent's threads."""
+    global _pool, _pool_size
+    _pool, _pool_size = None, 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+# ---- the BLAS ------------------------------------------------------------------------------------
+def can_hold_blas() -> bool:
+    """Whether threadpoolctl is here to hold the BLAS at one thread."""
+    global _blas
+    if _blas is None:
+        try:
+            from threadpoolctl import ThreadpoolController
+        except ModuleNotFoundError:
+            _blas = False
+        else:
+            _blas = ThreadpoolController().select(user_api="blas")
+    return _blas is not False
+
+
+def blas_is_held() -> bool:
+    """Whether products run on the thread that calls them: then a kernel may split a product."""
+    return _blas_held > 0
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """NumPy's products on one thread each inside the block; the BLAS is as it was after it."""
+    global _blas_held
+    if _blas_held or not can_hold_blas():
+        yield
+        return
+    with _blas.limit(limits=1):
+        _blas_held = 1
+        try:
+            yield
+        finally:
+            _blas_held = 0
