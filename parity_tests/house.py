@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "autograd.tensor": "errors autograd.graph autograd.host backend",
     "autograd.factory": "autograd.tensor backend",
     "autograd.overrides": "autograd.graph",
-    "autograd.op": "errors autograd.graph autograd.overrides autograd.tensor backend",
-    "backend.numpy_kernels": "autograd.op",
+    "autograd.sinks": "autograd.graph backend",
+    "autograd.op": "errors autograd.graph autograd.overrides autograd.sinks autograd.tensor backend",
+    "backend.numpy_kernels": "autograd.op autograd.sinks backend",
     "backend.torch_kernels": "autograd.op",
     "ops": "errors random backend autograd ops",
     "nn": f"{_BELOW_NN} nn",
@@ -47,14 +48,15 @@ MAY_IMPORT = {
     "serialization": "errors autograd files",
     "train": f"{_BELOW_TRAIN} train",
     "parity": f"{_BELOW_TRAIN} train parity",
-    "cli": f"{_BELOW_TRAIN} train parity cli",
+    "bench": f"{_BELOW_TRAIN} train parity bench",
+    "cli": f"{_BELOW_TRAIN} train parity bench cli",
 }
 TYPE_CHECKING_ONLY = {  # names a type, imports nothing when it runs
     ("optim.groups", "nn"),
     ("autograd.host", "autograd.tensor"),
 }
 
-TORCH_ROOMS = ("backend.torch", "backend.torch_kernels", "parity")
+TORCH_ROOMS = ("backend.torch", "backend.torch_kernels", "parity", "bench")
 
 FILE_LIMIT, FUNCTION_LIMIT = 400, 60
 CAP_EXCEPTIONS: dict[str, str] = {}  # "path" or "path:function" -> the reason

@@ -125,6 +125,21 @@ class_loss("cross_entropy")
 class_loss("nll_loss")
 
 
+@case("linear_cross_entropy")
+def _(draw, smooth):
+    N, C, V = draw(sides(1 if smooth else 0)), draw(sides(1)), draw(sides(1, 5))
+    targets = draw(integers((N,), 0, V))
+    ignore = draw(st.sampled_from([-100, 0]))
+    targets = np.where(draw(mask((N,))), targets, ignore)
+    reduction = draw(st.sampled_from(["none", "sum", "mean"]))
+    if smooth and reduction == "mean":
+        assume((targets != ignore).any())  # 0 / 0 has no differences
+    return Call(
+        (draw(array((N, C), smooth)), draw(array((V, C), smooth)), targets),
+        {"ignore_index": ignore, "reduction": reduction},
+    )
+
+
 @case("mse_loss")
 def _(draw, smooth):
     one, two = draw(broadcastable(2))

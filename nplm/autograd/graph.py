@@ -17,9 +17,10 @@ Edge = tuple["Node", int]  # (the node that made an input, which of its outputs 
 
 
 class Flags(threading.local):
-    """What this thread does: record a graph?  Use only the readable reference ops?"""
+    """What this thread does: record?  Use only the reference ops?  Where do gradients go?"""
 
     recording, reference = True, False
+    sinks: Any = None  # {Leaf: Sink}, see sinks.py
 
 
 flags = Flags()

@@ -15,6 +15,7 @@ import numpy as np
 
 from nplm.autograd.graph import Node, flags
 from nplm.autograd.overrides import KNOWN, OVERRIDES, choose, override, reference
+from nplm.autograd.sinks import sinks_of
 from nplm.autograd.tensor import Tensor
 from nplm.errors import BackendError
 
@@ -96,7 +97,7 @@ class Op:
         if backward is None or True not in needs:
             return wrap(value, None)
         edges = tuple((x.node, x.output) if need else None for x, need in zip(inputs, needs))
-        return wrap(value, self._node(xp, value, backward, edges, needs))
+        return wrap(value, self._node(xp, value, backward, edges, sinks_of(edges, needs)))
 
     def _array(self, x: Any) -> Any:
         if isinstance(x, Tensor):

@@ -27,11 +27,13 @@ from nplm.ops import norm as _norm
 from nplm.ops.creation import arange
 from nplm.ops.draws import dropout_mask
 from nplm.ops.elementwise import sigmoid, tanh
+from nplm.ops.head import linear_cross_entropy as _linear_cross_entropy
+from nplm.ops.masks import shared_out
 from nplm.random import Generator
 
 __all__ = [
-    "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "log_softmax",
-    "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "rope", "scaled_dot_product_attention",
+    "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear",
+    "linear_cross_entropy", "log_softmax", "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "rope", "scaled_dot_product_attention",
     "sigmoid", "silu", "softmax", "swiglu", "tanh",
 ]  # fmt: skip
 
@@ -183,7 +185,10 @@ def scaled_dot_product_attention(
         query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
     keep = None
     if dropout_p > 0:
-        drawn = random.default_generator.dropout_mask((*query.shape[:-1], key.shape[-2]), dropout_p)
+        drawn = shared_out(
+            (*query.shape[:-1], key.shape[-2]),
+            lambda shape: random.default_generator.dropout_mask(shape, dropout_p),
+        )
         keep = Tensor(query.xp.asarray(drawn, None, query.device))
     y: Tensor = _attention.attention(
         query, key, value, attn_mask, keep, is_causal, scale, dropout_p
@@ -276,6 +281,18 @@ def cross_entropy(
         rows, target.reshape(-1), weight, ignore_index, reduction, label_smoothing
     )
     return loss.reshape(target.shape) if reduction == "none" else loss
+
+
+def linear_cross_entropy(
+    input: Tensor, weight: Tensor, target: Tensor, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor:
+    """cross_entropy(linear(input, weight), target) of input (N, C), weight (V, C), target (N,).
+
+    nplm's own: on NumPy the logits (N, V) are never held as a whole.
+    """
+    check_range("linear_cross_entropy", "targets", target, weight.shape[0], ignore_index)
+    loss: Tensor = _linear_cross_entropy(input, weight, target, ignore_index, reduction)
+    return loss
 
 
 def _classes_last(input: Tensor) -> Tensor:

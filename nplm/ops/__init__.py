@@ -13,6 +13,7 @@ from nplm.ops import (
     draws,
     elementwise,
     extras,
+    head,
     inplace,
     linear,
     reduce,

@@ -15,6 +15,7 @@ from nplm.autograd.tensor import Tensor
 from nplm.backend.dtypes import get_default_dtype, int64
 from nplm.ops.creation import in_order, order_of, place, size_of
 from nplm.ops.inplace import in_place
+from nplm.ops.masks import shared_out
 from nplm.random import Generator
 
 NOT_GIVEN: Any = object()
@@ -184,7 +185,9 @@ def randint_like(
 def dropout_mask(input: Tensor, p: float = 0.5, generator: Generator | None = None) -> Tensor:
     """What dropout keeps of `input`: booleans, drawn in the order of its memory."""
     g = _stream(generator)
-    draw = lambda shape, kind, contiguous: g.dropout_mask(shape, p)  # noqa: E731
+    draw = lambda shape, kind, contiguous: shared_out(  # noqa: E731
+        tuple(shape), lambda whole: g.dropout_mask(whole, p)
+    )
     return _like(input, draw, None, None, False)
 
 

@@ -5,7 +5,7 @@ import math
 from nplm.autograd.op import op
 
 
-@op
+@op(needs=True)
 def embedding(xp, ids, weight, padding_idx: int | None = None):
     """ids (...) integers in [0, V), weight (V, C) -> (..., C)
 
@@ -16,7 +16,9 @@ def embedding(xp, ids, weight, padding_idx: int | None = None):
         raise TypeError(f"embedding: expected integer ids, got {ids.dtype}; use ids.long()")
     V, C = weight.shape
 
-    def backward(dy):
+    def backward(dy, needs):
+        if not needs[1]:
+            return None, None
         dweight = xp.sum_rows(dy.reshape((math.prod(ids.shape), C)), ids.reshape((-1,)), V)
         if padding_idx is not None:
             dweight[padding_idx] = 0.0

@@ -133,6 +133,21 @@ _class_loss("cross_entropy", F.cross_entropy, 3.0)
 _class_loss("nll_loss", F.nll_loss, 1.0)
 
 
+def linear_cross_entropy_twin(x, weight, targets, **options):
+    """torch has the two halves."""
+    return F.cross_entropy(F.linear(x, weight), targets, **options)
+
+
+@twin("linear_cross_entropy", linear_cross_entropy_twin, constant=(2,))
+def _(rng):
+    def one(N, V, **options):
+        targets = np.where(chosen(rng, N, p=0.9), rng.integers(0, V, N), -100)
+        inputs = (normal(rng, N, C), normal(rng, V, C, scale=0.05), targets)
+        return Call(inputs, {"ignore_index": -100, "reduction": "mean"} | options)
+
+    return [one(512, 65), one(B * T, V), one(64, 5000, reduction="none")]
+
+
 @twin("mse_loss", silent(F.mse_loss))
 def _(rng):
     return [

@@ -16,6 +16,7 @@ from nplm.data.loader import Batch, Window, as_batch
 from nplm.nn import functional as F
 from nplm.nn.module import Module
 from nplm.nn.utils import device_of
+from nplm.train.shards import accumulate_in_shards, worthwhile
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # logits (B, T, V), targets (B, T) -> () a sum
 
@@ -54,9 +55,12 @@ def accumulate(
         raise ValueError(
             f"accumulate: expected normalise 'token' or 'microbatch', got {normalise!r}"
         )
+    window = window if isinstance(window, Window) else Window(map(as_batch, window))
+    if into is None and worthwhile(model, window):  # the same sum, on all cores
+        loss = accumulate_in_shards(window, model, normalise, loss_fn)
+        return WindowResult(loss, window.n_targets, len(window))
     loss_fn = loss_fn or summed_cross_entropy
     device = device_of(model)
-    window = window if isinstance(window, Window) else Window(map(as_batch, window))
     total = window.n_targets  # counted on the host, before anything runs
     loss = tensor(0.0 if total else float("nan"), device=device)
     for batch, count in zip(window, window.counts):

@@ -1,0 +1,117 @@
+"""Sinks: memory that waits for a leaf's gradient, so that a kernel writes it there itself.
+
+While `flags.sinks` names one for a leaf, an op with `needs` finds it in place of True.  The reference
+ops do not look and return the gradient as ever; a kernel that has written returns None for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nplm.autograd.graph import Array, Edge, Node, flags
+from nplm.backend.scratch import scratch
+from nplm.backend.threads import blas_is_held, in_parts
+
+LARGE_TABLE = 1 << 12  # rows; a table with more of them gets its rows' gradients later, by `settle`
+
+
+class Sink:
+    """One leaf's gradient in memory that somebody else owns (a part of a flat buffer).
+
+    array       the sum so far; holds nothing until `filled`
+    waiting     (ids, values) whose rows are to be added, in this order
+    """
+
+    __slots__ = ("array", "filled", "waiting")
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.filled = array, False
+        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, gradient: np.ndarray) -> None:
+        """Add an array of this shape."""
+        if self.filled:
+            self.array += gradient
+        else:
+            self.array[...] = gradient
+        self.filled = True
+
+    def add_product(self, a: np.ndarray, b: np.ndarray, start: int = 0) -> None:
+        """Add a @ b to the rows from `start` on; whoever writes part by part sets `filled` last.
+
+        a (O, N), b (N, I); without a temporary for what arrives first.
+        """
+
+        def rows(low: int, high: int) -> None:
+            place = self.array[start + low : start + high]
+            if self.filled:
+                place += np.matmul(a[low:high], b, out=scratch("sink", place.shape, place.dtype))
+            else:
+                np.matmul(a[low:high], b, out=place)
+
+        if blas_is_held():
+            in_parts(len(a), rows, 64)
+        else:
+            rows(0, len(a))
+
+    def add_rows(self, ids: np.ndarray, values: np.ndarray) -> None:
+        """Add values[i] (N, C) to row ids[i]: at once for a small table, when settled for a large.
+
+        A large table is mostly untouched: zeros and a sum over it would cost more than the rows.
+        """
+        V = self.array.shape[0]
+        if V > LARGE_TABLE:
+            self.waiting.append((ids, values))
+            return
+        hits = np.zeros((V, len(ids)), values.dtype)  # onehot^T: the sum is one product
+        hits[ids, np.arange(len(ids))] = 1.0
+        self.add_product(hits, values)
+        self.filled = True
+
+    def settle(self, others: list[Sink]) -> None:
+        """Add the rows that wait here, then those of the `others`, in order."""
+        waiting = [rows for sink in (self, *others) for rows in sink.waiting]
+        for sink in (self, *others):
+            sink.waiting = []
+        if waiting and not self.filled:
+            self.array[...] = 0.0
+            self.filled = True
+        for ids, values in waiting:
+            order = np.argsort(ids, kind="stable")
+            ordered = ids[order]
+            starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ids)])
+            if len(starts):
+                self.array[ordered[starts]] += np.add.reduceat(values[order], starts, axis=0)
+
+
+def sinks_of(edges: tuple[Edge | None, ...], needs: tuple[bool, ...]) -> tuple[Any, ...]:
+    """`needs` with the sink of every edge that ends in a leaf which has one."""
+    sinks: Mapping[Node, Sink] | None = flags.sinks
+    if not sinks:
+        return needs
+    return tuple(
+        need if edge is None else sinks.get(edge[0], need) for edge, need in zip(edges, needs)
+    )
+
+
+class SinkStore:
+    """Sinks as `backward(into=...)` wants them: a mapping by leaf. Other leaves land in `rest`."""
+
+    def __init__(self, sinks: Mapping[Any, Sink]) -> None:
+        self.sinks = sinks
+        self.rest: dict[Any, Array] = {}
+
+    def __contains__(self, leaf: Any) -> bool:
+        return self.sinks[leaf].filled if leaf in self.sinks else leaf in self.rest
+
+    def __getitem__(self, leaf: Any) -> Array:
+        return self.sinks[leaf].array if leaf in self.sinks else self.rest[leaf]
+
+    def __setitem__(self, leaf: Any, gradient: Array) -> None:
+        if leaf not in self.sinks:
+            self.rest[leaf] = gradient
+        elif gradient is not self.sinks[leaf].array:  # `+=` gives the array itself back
+            self.sinks[leaf].add(gradient)

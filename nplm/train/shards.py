@@ -1,0 +1,276 @@
+"""A window of micro-batches over threads: every shard has rows of each batch and a tape of its own.
+
+Read accumulation.py before; the gradient is the same sum.  Gradients are written into one flat buffer
+a shard and added up in the order of the shards, so bits depend on their number and on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from nplm.autograd.factory import tensor
+from nplm.autograd.graph import flags
+from nplm.autograd.sinks import LARGE_TABLE, Sink, SinkStore
+from nplm.autograd.tensor import Tensor
+from nplm.backend import threads
+from nplm.data.loader import Batch, Window
+from nplm.nn.module import Module
+from nplm.nn.utils import device_of
+from nplm.ops import masks
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+Array = npt.NDArray[Any]
+
+# Parameters times tokens of a micro-batch from which on a second thread pays: below, most of a step
+# is Python, which runs on one thread at a time.
+WORTHWHILE = 4_000_000
+EVEN = 0.7  # the least share of the threads' time that may go into rows: 3 rows on 2 threads have 0.75
+
+
+def worthwhile(model: Module, window: Window[Batch]) -> bool:
+    """Whether `accumulate` hands this window to `accumulate_in_shards`.
+
+    The model says that its rows are independent, is NumPy's, and nobody watches its gradients.
+    """
+    if not getattr(model, "row_independent", False) or not threads.can_hold_blas():
+        return False
+    parameters = list(model.parameters())
+    size = sum(p.numel() for p in parameters)
+    return (
+        window.n_targets > 0
+        and device_of(model) == "cpu"
+        and all(size * batch.inputs.size >= WORTHWHILE for batch in window)
+        and all(p.grad is None and not p.hooks for p in parameters)
+        and len({p.dtype for p in parameters}) == 1
+    )
+
+
+def number_of_shards(rows: Sequence[int]) -> int:
+    """How many parts batches of so many rows are divided into: all threads, or 1.
+
+    With fewer rows than threads, or rows that would leave threads idle, there is one shard, and the
+    kernels split their own rows and heads instead.
+    """
+    n = threads.get_num_threads()
+    even = all(B >= n and B / (-(-B // n) * n) >= EVEN for B in rows)
+    return n if even else 1
+
+
+# ---- the buffers ---------------------------------------------------------------------------------
+class Buffers:
+    """A flat gradient buffer for every shard, and in it a Sink for every parameter.
+
+    The order is that of the parameters' memory, so that flat parameters have flat gradients.
+    """
+
+    def __init__(self, parameters: list[Any], n: int) -> None:
+        self.parameters = sorted(parameters, key=lambda p: p.array.__array_interface__["data"][0])
+        self.arrays = [p.array for p in self.parameters]  # another array there: other buffers
+        ends = np.cumsum([0] + [p.array.size for p in self.parameters]).tolist()
+        self.spans = list(zip(ends, ends[1:]))
+        # Not zeroed, so what no shard writes (a large table's gradient) never becomes memory.
+        self.flat = [np.empty(ends[-1], self.arrays[0].dtype) for _ in range(n)]
+        self.sinks = [
+            [Sink(flat[a:b].reshape(p.shape)) for p, (a, b) in zip(self.parameters, self.spans)]
+            for flat in self.flat
+        ]
+
+    def fits(self, parameters: list[Any], n: int) -> bool:
+        """Whether they were made for these arrays and so many shards."""
+        return len(self.flat) == n and {id(p.array) for p in parameters} == set(
+            map(id, self.arrays)
+        )
+
+    def table(self, shard: int) -> dict[Any, Sink]:
+        """The sinks of one shard by the parameters' leaves, as `flags.sinks` wants them."""
+        return {p.node: s for p, s in zip(self.parameters, self.sinks[shard]) if p.node is not None}
+
+    def store(self, shard: int) -> SinkStore:
+        """The sinks of one shard by parameter, as `backward(into=...)` wants them."""
+        return SinkStore(dict(zip(self.parameters, self.sinks[shard])))
+
+    def empty(self) -> None:
+        """Forget what is in them."""
+        for sinks in self.sinks:
+            for sink in sinks:
+                sink.filled, sink.waiting = False, []
+
+    def settle(self) -> None:
+        """Add the rows of large tables that wait in any shard, to the first."""
+        for first, *others in zip(*self.sinks):
+            first.settle(others)
+
+    def add_up(self) -> None:
+        """The first shard's buffer becomes the sum of all, in their order."""
+        for other, sinks in zip(self.flat[1:], self.sinks[1:]):
+            pieces: list[tuple[int, int]] = []
+            for (a, b), first, sink in zip(self.spans, self.sinks[0], sinks):
+                if sink.filled and not first.filled:
+                    first.add(sink.array)
+                elif sink.filled and pieces and pieces[-1][1] == a:
+                    pieces[-1] = (pieces[-1][0], b)
+                elif sink.filled:
+                    pieces.append((a, b))
+            for a, b in pieces:
+                _add(self.flat[0][a:b], other[a:b])
+
+    def hand_over(self) -> None:
+        """Every parameter that got a gradient has it in `.grad`: a view of the first buffer."""
+        for p, sink in zip(self.parameters, self.sinks[0]):
+            if sink.filled:
+                p.grad = Tensor(sink.array)
+
+
+_TILE = 1 << 17  # elements added at a time
+
+
+def _add(total: Array, more: Array) -> None:
+    def body(start: int, stop: int) -> None:
+        for i in range(start, stop, _TILE):
+            j = min(i + _TILE, stop)
+            total[i:j] += more[i:j]
+
+    threads.in_parts(total.size, body, _TILE)
+
+
+_buffers: WeakKeyDictionary[Module, Buffers] = WeakKeyDictionary()
+
+
+def buffers_of(model: Module, n: int) -> Buffers:
+    """The model's buffers for `n` shards: made once, and again when its arrays change."""
+    parameters, buffers = list(model.parameters()), _buffers.get(model)
+    if buffers is None or not buffers.fits(parameters, n):
+        buffers = _buffers[model] = Buffers(parameters, n)
+    buffers.empty()
+    return buffers
+
+
+# ---- the window ----------------------------------------------------------------------------------
+class _Shard:
+    """One thread's part of a window: which rows, which masks, where gradients go."""
+
+    def __init__(self, model: Any, loss_fn: LossFunction | None, buffers: Buffers, i: int) -> None:
+        self.model, self.loss_fn, self.i, self.n = model, loss_fn, i, len(buffers.flat)
+        self.table, self.store = buffers.table(i), buffers.store(i)
+        self.masks = masks.ShardOfMasks(masks.SharedMasks(self.n))
+        self.losses: list[Array] = []  # of each micro-batch
+        self.features: Tensor | None = None
+
+    def here(self, modes: tuple[bool, bool], work: Callable[..., None], *args: Any) -> None:
+        """Do `work` on the present thread, in the caller's modes and with this shard's sinks."""
+        before = flags.recording, flags.reference
+        flags.recording, flags.reference = modes
+        flags.sinks = self.table
+        masks.use(self.masks if self.n > 1 else None)
+        try:
+            work(*args)
+        finally:
+            flags.sinks = None
+            flags.recording, flags.reference = before
+            masks.use(None)
+
+    def part(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """This shard's rows of a batch: inputs and targets."""
+        B = len(batch.inputs)
+        start, stop = B * self.i // self.n, B * (self.i + 1) // self.n
+        self.masks.rows(start, stop, B)
+        return tensor(batch.inputs[start:stop]), tensor(batch.targets[start:stop])
+
+    def whole(self, batches: Sequence[Batch], shares: Sequence[float]) -> None:
+        """Forward and backward of every micro-batch."""
+        for batch, share in zip(batches, shares):
+            inputs, targets = self.part(batch)
+            if self.loss_fn is None:
+                loss = self.model.summed_loss(self.model.features(inputs), targets)
+            else:
+                loss = self.loss_fn(self.model(inputs), targets)
+            self.losses.append(loss.array)
+            loss.backward(share, into=self.store)
+
+    def forward(self, batch: Batch) -> None:
+        """Up to what the head reads."""
+        self.features = self.model.features(self.part(batch)[0])
+
+    def backward(self, gradient: Array) -> None:
+        """From the gradient of what the head read, (rows, T, C), down."""
+        assert self.features is not None
+        self.features.backward(Tensor(gradient), into=self.store)
+        self.features = None
+
+
+def accumulate_in_shards(
+    window: Window[Batch], model: Any, normalise: str, loss_fn: LossFunction | None
+) -> Tensor:
+    """What `accumulate` does, over threads: every parameter's `.grad`, and the loss ().
+
+    A model with `features`, `head` and `summed_loss` never makes logits, unless `loss_fn` is given.
+    """
+    if loss_fn is None and not hasattr(model, "summed_loss"):
+        from nplm.train.accumulation import summed_cross_entropy as loss_fn  # it imports this file
+    total = window.n_targets
+    shares = [
+        1 / total if normalise == "token" else 1 / (count * len(window))
+        for count in window.counts if count
+    ]  # fmt: skip
+    batches = [batch for batch, count in zip(window, window.counts) if count]
+    n = number_of_shards([len(batch.inputs) for batch in batches])
+    buffers = buffers_of(model, n)
+    shared, modes = masks.SharedMasks(n), (flags.recording, flags.reference)
+    shards = [_Shard(model, loss_fn, buffers, i) for i in range(n)]
+    for shard in shards:
+        shard.masks.shared = shared
+
+    def everywhere(method: str, *args: Any) -> None:
+        """Call a method of every shard, with one argument each where lists are given."""
+        if n == 1:  # on this thread, where kernels may split their rows
+            shards[0].here(modes, getattr(shards[0], method), *(a[0] for a in args))
+            return
+        threads.run([
+            lambda s=s, each=each: s.here(modes, getattr(s, method), *each)  # type: ignore[misc]
+            for s, *each in zip(shards, *args)
+        ])  # fmt: skip
+
+    with threads.one_blas_thread():
+        if loss_fn is None and model.head.weight.shape[0] > LARGE_TABLE:
+            losses = [
+                _with_large_head(batch, share, shards, buffers, everywhere)
+                for batch, share in zip(batches, shares)
+            ]
+        else:
+            everywhere("whole", [batches] * n, [shares] * n)
+            losses = [sum(parts[1:], parts[0]) for parts in zip(*(s.losses for s in shards))]
+    buffers.settle()
+    buffers.add_up()
+    buffers.hand_over()
+    return tensor(np.asarray(sum(loss * share for loss, share in zip(losses, shares))))
+
+
+def _with_large_head(
+    batch: Batch, share: float, shards: list[_Shard], buffers: Buffers, everywhere: Any
+) -> Array:
+    """One micro-batch whose head takes all threads at once: its weight is too large for a gradient
+    in every shard, and its tiles of the vocabulary divide better than rows."""
+    model = shards[0].model
+    everywhere("forward", [batch] * len(shards))
+    parts = [shard.features.array for shard in shards if shard.features is not None]
+    features = Tensor(np.concatenate(parts), requires_grad=True)
+    store, loss = buffers.store(0), None
+
+    def head() -> None:
+        nonlocal loss
+        loss = model.summed_loss(features, tensor(batch.targets))
+        loss.backward(share, into=store)
+
+    flags_now = (flags.recording, flags.reference)
+    shards[0].here(flags_now, head)
+    gradient = store.rest[features]
+    ends = np.cumsum([0] + [len(part) for part in parts]).tolist()
+    everywhere("backward", [gradient[a:b] for a, b in zip(ends, ends[1:])])
+    buffers.settle()
+    assert loss is not None
+    return loss.array
