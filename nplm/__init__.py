@@ -41,6 +41,7 @@ from nplm.backend.dtypes import (
 from nplm.backend.dtypes import (
     int64 as long,
 )
+from nplm.backend.threads import get_num_threads, set_num_threads
 from nplm.ops.activation import log_softmax, relu, softmax
 from nplm.ops.api import (
     allclose,
@@ -218,6 +219,7 @@ __all__ = [
     "gather",
     "ge",
     "get_default_dtype",
+    "get_num_threads",
     "get_rng_state",
     "gt",
     "index_select",
@@ -283,6 +285,7 @@ __all__ = [
     "save",
     "set_default_dtype",
     "set_grad_enabled",
+    "set_num_threads",
     "set_rng_state",
     "sigmoid",
     "sign",

@@ -1,6 +1,6 @@
 """Sinks: memory that waits for a leaf's gradient, so that a kernel writes it there itself.
 
-While `flags.sinks` names one for a leaf, an op with `needs` finds it in place of True.  The reference
+While `flags.sinks` names one for a leaf, an op with `needs` finds it in place of True.  Reference
 ops do not look and return the gradient as ever; a kernel that has written returns None for it.
 """
 
@@ -82,7 +82,9 @@ class Sink:
         for ids, values in waiting:
             order = np.argsort(ids, kind="stable")
             ordered = ids[order]
-            starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ids)])
+            starts = np.flatnonzero(
+                np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ids)]
+            )
             if len(starts):
                 self.array[ordered[starts]] += np.add.reduceat(values[order], starts, axis=0)
 
@@ -97,21 +99,24 @@ def sinks_of(edges: tuple[Edge | None, ...], needs: tuple[bool, ...]) -> tuple[A
     )
 
 
-class SinkStore:
-    """Sinks as `backward(into=...)` wants them: a mapping by leaf. Other leaves land in `rest`."""
+class SinkStore(dict[Any, Array]):
+    """Sinks by leaf, as `backward(into=...)` wants them; other leaves land in the dict itself."""
 
     def __init__(self, sinks: Mapping[Any, Sink]) -> None:
+        super().__init__()
         self.sinks = sinks
-        self.rest: dict[Any, Array] = {}
 
-    def __contains__(self, leaf: Any) -> bool:
-        return self.sinks[leaf].filled if leaf in self.sinks else leaf in self.rest
+    def __contains__(self, leaf: object) -> bool:
+        sink = self.sinks.get(leaf)
+        return super().__contains__(leaf) if sink is None else sink.filled
 
     def __getitem__(self, leaf: Any) -> Array:
-        return self.sinks[leaf].array if leaf in self.sinks else self.rest[leaf]
+        sink = self.sinks.get(leaf)
+        return super().__getitem__(leaf) if sink is None else sink.array
 
     def __setitem__(self, leaf: Any, gradient: Array) -> None:
-        if leaf not in self.sinks:
-            self.rest[leaf] = gradient
-        elif gradient is not self.sinks[leaf].array:  # `+=` gives the array itself back
-            self.sinks[leaf].add(gradient)
+        sink = self.sinks.get(leaf)
+        if sink is None:
+            super().__setitem__(leaf, gradient)
+        elif gradient is not sink.array:  # `+=` gives the array itself back
+            sink.add(gradient)

@@ -1,9 +1,7 @@
 """How many threads NumPy's work runs on, the pool that runs it, and the BLAS beside it.
 
-Two ways to use the cores.  Shards: `run` calls whole functions at once, each with its own tape
-(train/shards.py); inside of one, everything is serial.  Parts: a kernel splits its own rows with
-`in_parts`.  A BLAS with threads of its own would fight for the same cores: hold it at one meanwhile
-with `one_blas_thread`.
+`run` calls whole functions at once (train/shards.py), and inside of them everything is serial;
+`in_parts` splits the rows of one kernel. A BLAS with threads of its own would fight for the cores.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import math
 
 from nplm.autograd.tensor import Tensor
 from nplm.models.config import DecoderConfig
+from nplm.nn import functional as F
 from nplm.nn import init
 from nplm.nn.attention import CausalSelfAttention
 from nplm.nn.containers import ModuleList
@@ -50,6 +51,8 @@ class Decoder(Module):
     residual branch (`proj`) with 0.02 / sqrt(2 n_layer).
     """
 
+    row_independent = True  # no row sees another: a batch may be divided (train/shards.py)
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -76,6 +79,10 @@ class Decoder(Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) int -> (B, T, V)"""
+        return self.head(self.features(ids))
+
+    def features(self, ids: Tensor) -> Tensor:
+        """(B, T) int -> (B, T, C), what the head reads."""
         if ids.ndim != 2 or self.config.context < ids.shape[1]:
             raise ValueError(
                 f"Decoder: expected tokens (B, T) with T at most {self.config.context} (context), "
@@ -87,7 +94,14 @@ class Decoder(Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        return self.norm(x)
+
+    def loss(self, features: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
+        """(B, T, C), (B, T) int -> (), or (B T,): the loss of every token; makes no logits."""
+        rows = features.reshape(-1, features.shape[-1])
+        return F.linear_cross_entropy(
+            rows, self.head.weight, targets.reshape(-1), reduction=reduction
+        )
 
     def num_parameters(self) -> int:
         """Trainable numbers; a tied head counts once."""

@@ -1,4 +1,4 @@
-"""linear_cross_entropy: the last projection and its loss in one op.  Read linear.py, loss.py before."""
+"""linear_cross_entropy: the last projection and its loss in one op.  Read linear.py and loss.py."""
 
 from nplm.autograd.op import op
 from nplm.ops.linear import linear

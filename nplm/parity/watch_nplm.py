@@ -80,6 +80,7 @@ class NplmRecorder(Recorder):
         ]
         for watched in self._forwards:
             watched.module.__dict__["forward"] = watched
+        self.model.__dict__["row_independent"] = False  # all rows at once, through every forward
         self._previous = Parameter.__dict__.get("accumulate")
         self._accumulate = _accumulate(self, Parameter.accumulate)
         Parameter.accumulate = self._accumulate  # type: ignore[method-assign]
@@ -94,6 +95,7 @@ class NplmRecorder(Recorder):
             own = watched.module.__dict__
             if own.get("forward") is watched:
                 _restore(own, "forward", watched.own)
+        self.model.__dict__.pop("row_independent", None)
         if Parameter.__dict__.get("accumulate") is self._accumulate:
             if self._previous is None:
                 del Parameter.accumulate

@@ -143,7 +143,7 @@ class TrainConfig:
     seed: int = 1337  # of weights, batches, dropout and samples
     device: str = "cpu"  # cpu (NumPy), torch:cpu or cuda
     dtype: Literal["float32", "float64"] = "float32"  # of weights and arithmetic
-    threads: int | None = None  # of the BLAS; None: as many as it takes by itself
+    threads: int | None = None  # of a step; None: the physical cores, or OMP_NUM_THREADS
     out: Path = Path("runs")  # folder that gets the run's folder
     name: str | None = None  # of the run; None: the preset's
 

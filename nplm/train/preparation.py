@@ -6,12 +6,13 @@ Read parts.py before; job.py runs it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from nplm import backend, files, random
+from nplm.backend import threads
 from nplm.data.dataloader import DataLoader
 from nplm.data.loader import RandomWindows, SequentialWindows, TokenWindows, collate_windows
 from nplm.data.text import Corpus, default_corpus, read_corpus, split_tokens
@@ -136,12 +137,22 @@ def _batches(
     return loader, total if config.steps is None else min(total, config.steps)
 
 
-def blas_threads(n: int | None) -> AbstractContextManager[Any]:
-    """The BLAS takes `n` threads while this lasts; None leaves it alone.  Raises NplmError."""
+@contextmanager
+def blas_threads(n: int | None) -> Iterator[None]:
+    """Training and the BLAS take `n` threads while this lasts; None leaves both alone.
+
+    Raises NplmError without threadpoolctl.
+    """
     if n is None:
-        return nullcontext()
-    limits: AbstractContextManager[Any] = _threadpool_limits()(n, user_api="blas")
-    return limits
+        yield
+        return
+    before = threads.get_num_threads()
+    with _threadpool_limits()(n, user_api="blas"):
+        threads.set_num_threads(n)
+        try:
+            yield
+        finally:
+            threads.set_num_threads(before)
 
 
 def _threadpool_limits() -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nplm import files
+from nplm.backend.threads import get_num_threads
 from nplm.data.text import Corpus
 from nplm.errors import CheckpointError, ConfigError
 from nplm.train.packing import host_array
@@ -214,11 +215,15 @@ def _versions() -> dict[str, str]:
 
 
 def blas_in_words() -> str:
-    """Every BLAS in the process with its version and threads, on one line; "" if unknown."""
-    return ", ".join(
+    """Every BLAS in the process with its version and threads, on one line; "" if unknown.
+
+    The threads of a step stand behind: gradients are added up shard by shard.
+    """
+    found = [
         f"{pool['internal_api']} {pool['version']} ({pool['architecture']}) x{pool['num_threads']}"
         for pool in blas() or []
-    )
+    ]
+    return ", ".join([*found, f"{get_num_threads()} in a step"]) if found else ""
 
 
 def blas() -> list[dict[str, Any]] | None:

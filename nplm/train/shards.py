@@ -1,7 +1,7 @@
 """A window of micro-batches over threads: every shard has rows of each batch and a tape of its own.
 
-Read accumulation.py before; the gradient is the same sum.  Gradients are written into one flat buffer
-a shard and added up in the order of the shards, so bits depend on their number and on nothing else.
+Read accumulation.py before; the gradient is the same sum.  Gradients are written into one flat
+buffer a shard and added up in the order of the shards: bits depend on their number alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ Array = npt.NDArray[Any]
 # Parameters times tokens of a micro-batch from which on a second thread pays: below, most of a step
 # is Python, which runs on one thread at a time.
 WORTHWHILE = 4_000_000
-EVEN = 0.7  # the least share of the threads' time that may go into rows: 3 rows on 2 threads have 0.75
+EVEN = (
+    0.7  # the least share of the threads' time that may go into rows: 3 rows on 2 threads have 0.75
+)
 
 
 def worthwhile(model: Module, window: Window[Batch]) -> bool:
@@ -57,7 +59,7 @@ def number_of_shards(rows: Sequence[int]) -> int:
     kernels split their own rows and heads instead.
     """
     n = threads.get_num_threads()
-    even = all(B >= n and B / (-(-B // n) * n) >= EVEN for B in rows)
+    even = all(n <= B and B / (-(-B // n) * n) >= EVEN for B in rows)
     return n if even else 1
 
 
@@ -186,7 +188,7 @@ class _Shard:
         for batch, share in zip(batches, shares):
             inputs, targets = self.part(batch)
             if self.loss_fn is None:
-                loss = self.model.summed_loss(self.model.features(inputs), targets)
+                loss = self.model.loss(self.model.features(inputs), targets)
             else:
                 loss = self.loss_fn(self.model(inputs), targets)
             self.losses.append(loss.array)
@@ -208,9 +210,9 @@ def accumulate_in_shards(
 ) -> Tensor:
     """What `accumulate` does, over threads: every parameter's `.grad`, and the loss ().
 
-    A model with `features`, `head` and `summed_loss` never makes logits, unless `loss_fn` is given.
+    A model with `features`, `loss` and `head` never makes logits, unless `loss_fn` is given.
     """
-    if loss_fn is None and not hasattr(model, "summed_loss"):
+    if loss_fn is None and not hasattr(model, "features"):
         from nplm.train.accumulation import summed_cross_entropy as loss_fn  # it imports this file
     total = window.n_targets
     shares = [
@@ -263,14 +265,15 @@ def _with_large_head(
 
     def head() -> None:
         nonlocal loss
-        loss = model.summed_loss(features, tensor(batch.targets))
+        loss = model.loss(features, tensor(batch.targets))
         loss.backward(share, into=store)
 
     flags_now = (flags.recording, flags.reference)
     shards[0].here(flags_now, head)
-    gradient = store.rest[features]
+    gradient = store[features]
     ends = np.cumsum([0] + [len(part) for part in parts]).tolist()
     everywhere("backward", [gradient[a:b] for a, b in zip(ends, ends[1:])])
     buffers.settle()
     assert loss is not None
-    return loss.array
+    summed: Array = loss.array
+    return summed

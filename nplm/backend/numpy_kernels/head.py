@@ -1,7 +1,7 @@
 """`linear_cross_entropy` on NumPy: over tiles of the vocabulary, so that no logits are kept.
 
-Read ops/head.py before, and kernels/linear.py.  A softmax over tiles is the "online" one (Milakov
-and Gimelshein, 2018): every tile has a maximum and a sum of its own, and they are joined at the end.
+Read ops/head.py and linear.py before.  A softmax over tiles is the "online" one (Milakov and
+Gimelshein, 2018): every tile has a maximum and a sum of its own, and they are joined at the end.
 """
 
 import numpy as np
@@ -41,6 +41,13 @@ def _by_rows(tile, body):
     step = max(1, CHUNK // tile.shape[1])
     for i in range(0, tile.shape[0], step):
         body(i, min(i + step, tile.shape[0]))
+
+
+def _scale_rows(tile, scale):
+    def body(i, j):
+        tile[i:j] *= scale[i:j, None]
+
+    _by_rows(tile, body)
 
 
 def _exponentials(x, weight, targets, span, top=None, at_target=None):
@@ -112,7 +119,7 @@ def linear_cross_entropy(xp, x, weight, targets, ignore_index=-100, reduction="m
                     tile, *_ = _exponentials(x, weight, targets, spans[k], top)
                 else:
                     scale = scale * np.exp(tops[k] - top)
-                _by_rows(tile, lambda i, j: np.multiply(tile[i:j], scale[i:j, None], tile[i:j]))
+                _scale_rows(tile, scale)
                 rows = np.flatnonzero((targets >= a) & (targets < b) & counted)
                 tile[rows, targets[rows] - a] -= d[rows]
                 if needs[1]:

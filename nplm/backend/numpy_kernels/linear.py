@@ -61,7 +61,9 @@ def linear(xp, x, weight, bias=None):
     return y.reshape(*x.shape[:-1], O), backward
 
 
-@override("embedding", backend="numpy", when=lambda ids, weight, padding_idx=None: padding_idx is None)
+@override(
+    "embedding", backend="numpy", when=lambda ids, weight, padding_idx=None: padding_idx is None
+)
 def embedding(xp, ids, weight, padding_idx=None):
     """ops.embedding.embedding: with a sink, no table of zeros is made for the rows."""
     if xp.is_floating(ids):
