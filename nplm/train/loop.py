@@ -13,14 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nplm.autograd.factory import tensor
 from nplm.autograd.grad_mode import no_grad
 from nplm.data.loader import Batch, as_batch, marked_windows, require_counts
 from nplm.errors import ConfigError, DataError
-from nplm.nn import functional as F
 from nplm.nn.module import Module
-from nplm.nn.utils import device_of
 from nplm.optim.optimizer import Optimizer
+from nplm.train.shards import token_losses
 from nplm.train.step import StepRecord, train_step
 from nplm.train.window_schedule import WindowSchedule
 
@@ -103,17 +101,13 @@ def evaluate(model: Module, loader: Iterable[Batch]) -> Evaluation:
 
     Token losses are summed in float64, so the batch size does not matter; draws no random numbers.
     """
-    training, device, total, n_targets = model.training, device_of(model), 0.0, 0
+    training, total, n_targets = model.training, 0.0, 0
     model.eval()
     try:
         with no_grad():
             for batch in map(as_batch, loader):
-                logits = model(tensor(batch.inputs, device=device))  # (B, T, V)
-                targets = tensor(batch.targets, device=device).reshape(-1)
-                losses = F.cross_entropy(
-                    logits.reshape(-1, logits.shape[-1]), targets, reduction="none"
-                )
-                total += float(np.asarray(losses).sum(dtype=np.float64))
+                for losses in token_losses(model, batch):  # (tokens,), of some rows at a time
+                    total += float(losses.sum(dtype=np.float64))
                 n_targets += batch.n_targets()
     finally:
         model.train(training)

@@ -6,7 +6,8 @@ buffer a shard and added up in the order of the shards: bits depend on their num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from nplm.autograd.sinks import LARGE_TABLE, Sink, SinkStore
 from nplm.autograd.tensor import Tensor
 from nplm.backend import threads
 from nplm.data.loader import Batch, Window
+from nplm.nn import functional as F
 from nplm.nn.module import Module
 from nplm.nn.utils import device_of
 from nplm.ops import masks
@@ -42,7 +44,7 @@ def worthwhile(model: Module, window: Window[Batch]) -> bool:
     if not getattr(model, "row_independent", False) or not threads.can_hold_blas():
         return False
     parameters = list(model.parameters())
-    size = sum(p.numel() for p in parameters)
+    size = _size(model)
     return (
         window.n_targets > 0
         and device_of(model) == "cpu"
@@ -152,6 +154,26 @@ def buffers_of(model: Module, n: int) -> Buffers:
     return buffers
 
 
+# ---- modes ---------------------------------------------------------------------------------------
+Modes = tuple[bool, bool]
+
+
+def _modes() -> Modes:
+    """Whether this thread records, and uses only reference ops."""
+    return flags.recording, flags.reference
+
+
+@contextmanager
+def _in_modes(modes: Modes) -> Iterator[None]:
+    """Another thread's modes on this one, for a while."""
+    before = _modes()
+    flags.recording, flags.reference = modes
+    try:
+        yield
+    finally:
+        flags.recording, flags.reference = before
+
+
 # ---- the window ----------------------------------------------------------------------------------
 class _Shard:
     """One thread's part of a window: which rows, which masks, where gradients go."""
@@ -163,18 +185,16 @@ class _Shard:
         self.losses: list[Array] = []  # of each micro-batch
         self.features: Tensor | None = None
 
-    def here(self, modes: tuple[bool, bool], work: Callable[..., None], *args: Any) -> None:
+    def here(self, modes: Modes, work: Callable[..., None], *args: Any) -> None:
         """Do `work` on the present thread, in the caller's modes and with this shard's sinks."""
-        before = flags.recording, flags.reference
-        flags.recording, flags.reference = modes
-        flags.sinks = self.table
-        masks.use(self.masks if self.n > 1 else None)
-        try:
-            work(*args)
-        finally:
-            flags.sinks = None
-            flags.recording, flags.reference = before
-            masks.use(None)
+        with _in_modes(modes):
+            flags.sinks = self.table
+            masks.use(self.masks if self.n > 1 else None)
+            try:
+                work(*args)
+            finally:
+                flags.sinks = None
+                masks.use(None)
 
     def part(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """This shard's rows of a batch: inputs and targets."""
@@ -222,7 +242,7 @@ def accumulate_in_shards(
     batches = [batch for batch, count in zip(window, window.counts) if count]
     n = number_of_shards([len(batch.inputs) for batch in batches])
     buffers = buffers_of(model, n)
-    shared, modes = masks.SharedMasks(n), (flags.recording, flags.reference)
+    shared, modes = masks.SharedMasks(n), _modes()
     shards = [_Shard(model, loss_fn, buffers, i) for i in range(n)]
     for shard in shards:
         shard.masks.shared = shared
@@ -268,8 +288,7 @@ def _with_large_head(
         loss = model.loss(features, tensor(batch.targets))
         loss.backward(share, into=store)
 
-    flags_now = (flags.recording, flags.reference)
-    shards[0].here(flags_now, head)
+    shards[0].here(_modes(), head)
     gradient = store[features]
     ends = np.cumsum([0] + [len(part) for part in parts]).tolist()
     everywhere("backward", [gradient[a:b] for a, b in zip(ends, ends[1:])])
@@ -277,3 +296,38 @@ def _with_large_head(
     assert loss is not None
     summed: Array = loss.array
     return summed
+
+
+# ---- evaluation ----------------------------------------------------------------------------------
+def token_losses(model: Any, batch: Batch) -> list[Array]:
+    """The loss of every token, 0 where it is ignored: an array (rows T,) for each part of the rows.
+
+    The parts of a model whose rows are independent are judged at once, each on a thread.
+    """
+    n, B, modes = 1, len(batch.inputs), _modes()
+    if getattr(model, "row_independent", False) and device_of(model) == "cpu":
+        n = number_of_shards([B]) if batch.inputs.size * _size(model) >= WORTHWHILE else 1
+
+    def judge(start: int, stop: int) -> Array:
+        with _in_modes(modes):
+            return _token_losses(model, batch.inputs[start:stop], batch.targets[start:stop])
+
+    if n == 1:
+        return [judge(0, B)]
+    ends = [B * i // n for i in range(n + 1)]
+    with threads.one_blas_thread():
+        return threads.run([lambda a=a, b=b: judge(a, b) for a, b in zip(ends, ends[1:])])  # type: ignore[misc]
+
+
+def _token_losses(model: Any, inputs: Array, targets: Array) -> Array:
+    device = device_of(model)
+    x, t = tensor(inputs, device=device), tensor(targets, device=device).reshape(-1)
+    if getattr(model, "row_independent", False) and hasattr(model, "loss"):
+        return np.asarray(model.loss(model.features(x), t, reduction="none"))
+    logits = model(x)  # (rows, T, V)
+    rows = logits.reshape(-1, logits.shape[-1])
+    return np.asarray(F.cross_entropy(rows, t, reduction="none"))
+
+
+def _size(model: Module) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -39,7 +39,7 @@ EMBEDDINGS = [
     ),
     Fault(
         "positions-start-at-one", "embedding", "The first token gets the second position.",
-        "nplm.models.decoder.Decoder.forward",
+        "nplm.models.decoder.Decoder.features",
         (("arange(ids.shape[1], device=ids.device)",
           "(arange(ids.shape[1], device=ids.device) + 1).clamp(max=ids.shape[1] - 1)"),),
         Place(1, 1, "forward", "wpe.input"),
