@@ -240,7 +240,7 @@ def test_an_error_in_a_shard_comes_out_in_the_caller():
 def test_a_mask_that_cannot_be_divided_says_what_to_do():
     model = model_of(dropout=0.5)
     inner = model.dropout.forward
-    model.dropout.forward = lambda x: inner(x.transpose(0, 1).contiguous()).transpose(0, 1)
+    model.dropout.forward = lambda x: inner(x.transpose(0, 1).clone()).transpose(0, 1)
     threads.set_num_threads(2)
     with pytest.raises(RuntimeError, match=r"set model\.row_independent = False"):
         accumulate(window_of([6]), model)

@@ -117,21 +117,17 @@ def _linear(layer: Linear) -> Layer:
 
 
 def _norm(layer: Module) -> Layer:
-    eps, weight = layer.eps, layer.weight.array
-    C, bias = len(weight), None if layer.bias is None else layer.bias.array
+    eps, weight, C = layer.eps, layer.weight.array, len(layer.weight)
+    bias = layer.bias.array if isinstance(layer, LayerNorm) and layer.bias is not None else None
 
-    def rms(x: Rows) -> Rows:
-        n = x / np.sqrt(np.vecdot(x, x) / C + eps)[:, None]
-        n *= weight
-        return n
-
-    def layer_norm(x: Rows) -> Rows:
-        n = x - np.add.reduce(x, -1, keepdims=True) / C
-        n /= np.sqrt(np.vecdot(n, n) / C + eps)[:, None]
+    def scaled(n: Rows) -> Rows:
+        n = n / np.sqrt(np.vecdot(n, n) / C + eps)[:, None]
         n *= weight
         return n if bias is None else np.add(n, bias, out=n)
 
-    return rms if isinstance(layer, RMSNorm) else layer_norm
+    if isinstance(layer, RMSNorm):
+        return scaled
+    return lambda x: scaled(x - np.add.reduce(x, -1, keepdims=True) / C)
 
 
 def _mlp(layer: MLP) -> Layer:

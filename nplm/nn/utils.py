@@ -9,9 +9,12 @@ from types import GeneratorType
 from typing import Any
 
 from nplm.autograd.grad_mode import no_grad
+from nplm.autograd.graph import Array
+from nplm.autograd.op import update
 from nplm.autograd.tensor import Tensor
-from nplm.ops.api import stack
+from nplm.backend.dtypes import FLOATING
 from nplm.ops.creation import zeros
+from nplm.ops.elementwise import pow
 
 Tensors = Tensor | Iterable[Tensor]
 
@@ -24,15 +27,24 @@ def get_total_norm(
 ) -> Tensor:
     """The norm of the tensors' norms: that of all their elements in one vector.
 
-    0-d, on the device of the first tensor; 0 for no tensor. `foreach` chooses nothing here.
+    0-d, on the device of the first tensor, to which the others come; 0 for no tensor. `foreach`
+    chooses nothing here.
     Raises RuntimeError in torch's words for a norm that is not finite, if `error_if_nonfinite`.
     """
     given, norm_type = _listed(tensors), float(norm_type)
     if not given:
         return zeros(())
+    dtypes = dict.fromkeys(x.dtype for x in given)
+    for dtype in dtypes:
+        if dtype not in FLOATING:
+            raise RuntimeError(f"get_total_norm: expected floating tensors, got {dtype}")
+    if (norm_type < 0 or math.isinf(norm_type)) and any(0 in x.shape for x in given):
+        raise RuntimeError(f"get_total_norm: no element, so no norm of order {norm_type}")
     device = given[0].device
-    with no_grad(), given[0].xp.quiet():
-        total = _norm(stack([_norm(t, norm_type).to(device) for t in given]), norm_type)
+    total = zeros((), dtype=max(dtypes, key=lambda dtype: dtype.itemsize), device=device)
+    with no_grad():
+        here = [x if x.device == device else x.to(device) for x in given]
+        total_norm_([total], here, order=norm_type)
     if error_if_nonfinite and not math.isfinite(total.item()):
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients from `parameters` is "
@@ -60,8 +72,11 @@ def clip_grads_with_norm_(
     with no_grad(), total_norm.xp.quiet():
         # By the reciprocal: torch divides a number by a tensor so, and the bits are the same then.
         factor = (1.0 / (total_norm + 1e-6) * max_norm).clamp(max=1.0)
+        on: dict[str, list[Tensor]] = {}
         for g in gradients:
-            g.mul_(factor.to(g.device))
+            on.setdefault(g.device, []).append(g)
+        for device, here in on.items():
+            scale_(here, [factor.to(device)])
 
 
 def clip_grad_norm_(
@@ -108,31 +123,42 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
         g.clamp_(-float(clip_value), float(clip_value))
 
 
+# ---- the arithmetic ------------------------------------------------------------------------------
+@update
+def total_norm_(xp: Any, totals: list[Array], tensors: list[Array], *, order: float) -> None:
+    """totals[0], a (), becomes the norm of the norms of the tensors."""
+    (total,) = totals
+    norms = [xp.astype(_norm(xp, x, order), total.dtype).reshape((1,)) for x in tensors]
+    total[...] = _norm(xp, xp.concat(norms, 0), order)
+
+
+def _norm(xp: Any, x: Array, order: float) -> Array:
+    if order == 2:
+        return xp.sqrt(xp.sum(x * x))
+    if order == 0:
+        return xp.sum(xp.astype(x != 0, x.dtype))
+    size = xp.abs(x)
+    if math.isinf(order):
+        return xp.amax(size) if order > 0 else xp.amin(size)
+    if order == 1:
+        return xp.sum(size)
+    return pow.raw(xp, xp.sum(pow.raw(xp, size, order)[0]), 1.0 / order)[0]
+
+
+@update
+def scale_(xp: Any, tensors: list[Array], factors: list[Array]) -> None:
+    """Multiply every tensor by factors[0], a ()."""
+    for x in tensors:
+        x *= factors[0]
+
+
+# ---- helpers -------------------------------------------------------------------------------------
 def _listed(tensors: Tensors) -> list[Tensor]:
     return [tensors] if isinstance(tensors, Tensor) else list(tensors)
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
-
-
-def _norm(x: Tensor, order: float) -> Tensor:
-    if not x.is_floating_point():
-        raise RuntimeError(f"get_total_norm: expected floating tensors, got {x.dtype}")
-    if x.numel() == 0 and (order < 0 or math.isinf(order)):
-        raise RuntimeError(f"get_total_norm: no element, so no norm of order {order}")
-    result: Tensor
-    if order == 2:
-        result = x.norm()
-    elif math.isinf(order):
-        result = x.abs().max() if order > 0 else x.abs().min()
-    elif order == 1:
-        result = x.abs().sum()
-    elif order == 0:
-        result = (x != 0).to(x.dtype).sum()
-    else:
-        result = (x.abs() ** order).sum() ** (1.0 / order)
-    return result
 
 
 def device_of(module: Any) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from nplm.autograd.factory import tensor
 from nplm.autograd.op import update
 from nplm.autograd.tensor import Tensor
 from nplm.optim.optimizer import Arrays, Group, Number, Optimizer, Params, check_flags, one_number
@@ -104,19 +103,13 @@ class Adam(Optimizer):
     def update_group(self, group: Group, params: list[Tensor]) -> None:
         """One step of every parameter of a group; makes the moments of those that have none."""
         names = self.moments if group["amsgrad"] else self.moments[:2]
-        for p in params:
-            if not self.state[p]:
-                moments = {name: Tensor(p.xp.zeros(p.shape, p.array)) for name in names}
-                self.state[p].update(step=tensor(0.0), **moments)
-            self.state[p]["step"].array += 1
-        states = [self.state[p] for p in params]
-        m, v, *v_max = ([state[name] for state in states] for name in names)
-        steps = [state["step"].item() for state in states]
+        *lists, steps = self.lists(params, **dict.fromkeys(names, 0.0))
+        if not group["amsgrad"]:
+            lists.append([])  # no v_max
         options = {"beta1": group["betas"][0], "beta2": group["betas"][1]}
         for name in ("lr", "eps", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize"):
             options[name] = group[name]
-        grads: list[Any] = [p.grad for p in params]
-        adam_update(params, grads, m, v, v_max[0] if v_max else [], steps, **options)
+        adam_update(*lists, steps, **options)
 
 
 class AdamW(Adam):

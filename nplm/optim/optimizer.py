@@ -16,6 +16,7 @@ from nplm.autograd.grad_mode import enable_grad
 from nplm.autograd.graph import Array
 from nplm.autograd.tensor import Tensor
 from nplm.errors import ConfigError
+from nplm.optim.flat import entries_like, flatten
 
 Arrays: TypeAlias = list[Array]
 Group: TypeAlias = dict[str, Any]
@@ -125,19 +126,37 @@ class Optimizer:
     def lists(self, params: list[Tensor], **fill: float) -> list[list[Any]]:
         """What an update takes: parameters, gradients, one list an entry of `fill`, step counts.
 
-        Counts this step. An entry that a state lacks is made, full of the number given.
+        Counts this step. An entry that a state lacks is made, full of the number given, and flat.
         """
         states = [self.state[p] for p in params]
-        for p, state in zip(params, states):
-            for name, value in fill.items():
-                if name not in state:
-                    state[name] = Tensor(p.xp.full(p.shape, value, p.array))
+        for state in states:
             if "step" not in state:
                 state["step"] = tensor(0.0)
             state["step"].array += 1
+        for name, value in fill.items():
+            new = [p for p in params if name not in self.state[p]]
+            for p, entry in zip(new, entries_like(new, value)):
+                self.state[p][name] = entry
         entries = [[state[name] for state in states] for name in fill]
         steps = [state["step"].item() for state in states]
         return [params, [p.grad for p in params], *entries, steps]
+
+    def flatten(self) -> None:
+        """Move the parameters and moments of each group next to each other in memory (NumPy only).
+
+        The same values, in the same objects, and a faster update. What it means for views of
+        parameters, and that frozen ones stay where they are: flat.py.
+        """
+        for group in self.param_groups:
+            flatten(p for p in group["params"] if p.requires_grad)
+        self._flatten_state()
+
+    def _flatten_state(self) -> None:
+        for group in self.param_groups:
+            states = [self.state[p] for p in group["params"] if p in self.state]
+            for name in self.moments:
+                entries = [state.get(name) for state in states]
+                flatten(entry for entry in entries if isinstance(entry, Tensor))
 
     # ---- state in and out ----------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
@@ -184,6 +203,7 @@ class Optimizer:
             p = owner.get(key)
             state[key if p is None else p] = entries if p is None else self._adopt(p, entries, key)
         self.state, self.param_groups = state, merged
+        self._flatten_state()
 
     def _adopt(self, p: Tensor, entries: dict[str, Any], index: Any) -> dict[str, Any]:
         """The saved state of one parameter, in its dtype and on its device."""

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from nplm.autograd.op import update
 from nplm.autograd.tensor import Tensor
+from nplm.optim.flat import entries_like
 from nplm.optim.optimizer import Arrays, Group, Number, Optimizer, Params, check_flags, one_number
 
 
@@ -90,9 +91,9 @@ class SGD(Optimizer):
         buffers: list[Any] = []
         if group["momentum"] != 0:
             fresh = [self.state[p].get("momentum_buffer") is None for p in params]
-            for p, new in zip(params, fresh):
-                if new:
-                    self.state[p]["momentum_buffer"] = Tensor(p.xp.zeros(p.shape, p.array))
+            new = [p for p, is_new in zip(params, fresh) if is_new]
+            for p, entry in zip(new, entries_like(new, 0.0)):
+                self.state[p]["momentum_buffer"] = entry
             buffers = [self.state[p]["momentum_buffer"] for p in params]
         names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
         grads: list[Any] = [p.grad for p in params]
