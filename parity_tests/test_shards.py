@@ -194,9 +194,8 @@ def test_a_model_that_was_converted_gets_new_buffers():
 # ---- who is not divided --------------------------------------------------------------------------
 def test_small_or_watched_models_run_on_one_thread(monkeypatch):
     called = []
-    monkeypatch.setattr(
-        "nplm.train.accumulation.accumulate_in_shards", lambda *a: called.append(a) or nplm.ones(())
-    )
+    inner = shards.number_of_shards
+    monkeypatch.setattr(shards, "number_of_shards", lambda r: called.append(r) or inner(r))
     threads.set_num_threads(2)
     model, window = model_of(), window_of([4])
     accumulate(window, model)
@@ -220,7 +219,8 @@ def test_small_or_watched_models_run_on_one_thread(monkeypatch):
 
 def test_without_threadpoolctl_everything_runs_on_one_thread(monkeypatch):
     monkeypatch.setattr(threads, "_blas", False)
-    assert not shards.worthwhile(model_of(), window_of([4]))
+    model = model_of()
+    assert not shards.worthwhile(model, list(model.parameters()), window_of([4]))
 
 
 # ---- errors --------------------------------------------------------------------------------------

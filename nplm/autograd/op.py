@@ -6,9 +6,9 @@ arrays that returns `(value, backward)`: the arrays come first and carry no anno
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
+from functools import partial, update_wrapper
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,16 @@ def common_namespace(name: str, tensors: list[Tensor]) -> Any:
         raise TypeError(
             f"{name}: expected at least one nplm.Tensor; make one with nplm.tensor(...)"
         )
-    devices = {t.device for t in tensors} if len(tensors) > 1 else ()
+    xp = tensors[0].xp
+    if all([t.xp is xp for t in tensors]) and (xp.name == "numpy" or len(tensors) == 1):
+        return xp  # a generator would cost more than the whole question
+    devices = sorted({t.device for t in tensors})
     if len(devices) > 1:
         raise BackendError(
-            f"{name}: expected all tensors on one device, got {' and '.join(sorted(devices))}; "
+            f"{name}: expected all tensors on one device, got {' and '.join(devices)}; "
             "move one with .to(device)"
         )
-    return tensors[0].xp
+    return xp
 
 
 class Op:
@@ -47,7 +50,7 @@ class Op:
     """
 
     def __init__(self, body: Callable[..., Any], wants_needs: bool) -> None:
-        functools.update_wrapper(self, body)
+        update_wrapper(self, body)
         self.raw = body
         self.name = body.__name__
         self.wants_needs = wants_needs  # backward(dy, needs): skip what nobody wants
@@ -64,8 +67,8 @@ class Op:
         if self.variadic:
             return args
         n = len(self.array_names)
-        for theirs, ours in zip(("input", "other"), self.array_names):  # torch's names for x and y
-            if theirs in options:
+        for theirs, ours in zip(("input", "other"), self.array_names) if options else ():
+            if theirs in options:  # torch's names for x and y
                 options[ours] = options.pop(theirs)
         if len(args) > n:
             given = dict(zip(self.option_names, args[n:]))
@@ -84,8 +87,9 @@ class Op:
         inputs = self.split(args, options)
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         xp = common_namespace(self.name, tensors)
-        arrays = tuple(self._array(x) for x in inputs)
-        needs = tuple(flags.recording and isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        arrays = tuple([x.array if isinstance(x, Tensor) else self._plain(x) for x in inputs])
+        recording = flags.recording
+        needs = tuple([recording and isinstance(x, Tensor) and x.requires_grad for x in inputs])
         body = choose(self.name, xp, arrays, options) or self.raw
         try:
             with xp.quiet():
@@ -96,12 +100,10 @@ class Op:
             raise
         if backward is None or True not in needs:
             return wrap(value, None)
-        edges = tuple((x.node, x.output) if need else None for x, need in zip(inputs, needs))
-        return wrap(value, self._node(xp, value, backward, edges, sinks_of(edges, needs)))
+        edges = tuple([(x.node, x.output) if need else None for x, need in zip(inputs, needs)])
+        return wrap(value, self._node(xp, value, backward, edges, needs))
 
-    def _array(self, x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return x.array
+    def _plain(self, x: Any) -> Any:
         if x is None or (isinstance(x, bool | int | float) and not isinstance(x, np.generic)):
             return x
         if isinstance(x, np.generic):
@@ -112,7 +114,7 @@ class Op:
         )
 
     def _node(self, xp: Any, value: Any, backward: Any, edges: Any, needs: Any) -> Node:
-        call = functools.partial(backward, needs=needs) if self.wants_needs else backward
+        call = partial(backward, needs=sinks_of(edges, needs)) if self.wants_needs else backward
         if not isinstance(value, tuple):
             return Node(self.name, edges, call)
         like = [(v.shape, v.dtype) for v in value]  # outputs that nobody used send zeros
@@ -128,7 +130,7 @@ class Op:
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """As a class attribute an op is a method: `Tensor.exp = exp`."""
-        return self if instance is None else functools.partial(self, instance)
+        return self if instance is None else partial(self, instance)
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
@@ -146,7 +148,7 @@ def wrap(value: Any, node: Node | None, output: int = 0) -> Any:
 
 def op(body: Callable[..., Any] | None = None, *, needs: bool = False) -> Any:
     """Make an Op of a function that returns its value and its own backward (None: no gradient)."""
-    return Op(body, needs) if body is not None else functools.partial(Op, wants_needs=needs)
+    return Op(body, needs) if body is not None else partial(Op, wants_needs=needs)
 
 
 class Update:
@@ -155,7 +157,7 @@ class Update:
     raw: Callable[..., None]
 
     def __init__(self, body: Callable[..., None]) -> None:
-        functools.update_wrapper(self, body)
+        update_wrapper(self, body)
         self.raw = body
         self.name = body.__name__
         UPDATES[self.name] = self

@@ -94,9 +94,9 @@ def sinks_of(edges: tuple[Edge | None, ...], needs: tuple[bool, ...]) -> tuple[A
     sinks: Mapping[Node, Sink] | None = flags.sinks
     if not sinks:
         return needs
-    return tuple(
+    return tuple([
         need if edge is None else sinks.get(edge[0], need) for edge, need in zip(edges, needs)
-    )
+    ])  # fmt: skip
 
 
 class SinkStore(dict[Any, Array]):

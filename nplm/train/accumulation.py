@@ -16,7 +16,7 @@ from nplm.data.loader import Batch, Window, as_batch
 from nplm.nn import functional as F
 from nplm.nn.module import Module
 from nplm.nn.utils import device_of
-from nplm.train.shards import accumulate_in_shards, worthwhile
+from nplm.train.shards import accumulate_in_shards
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # logits (B, T, V), targets (B, T) -> () a sum
 
@@ -56,9 +56,9 @@ def accumulate(
             f"accumulate: expected normalise 'token' or 'microbatch', got {normalise!r}"
         )
     window = window if isinstance(window, Window) else Window(map(as_batch, window))
-    if into is None and worthwhile(model, window):  # the same sum, on all cores
-        loss = accumulate_in_shards(window, model, normalise, loss_fn)
-        return WindowResult(loss, window.n_targets, len(window))
+    divided = accumulate_in_shards(window, model, normalise, loss_fn) if into is None else None
+    if divided is not None:  # the same sum, on all cores
+        return WindowResult(divided, window.n_targets, len(window))
     loss_fn = loss_fn or summed_cross_entropy
     device = device_of(model)
     total = window.n_targets  # counted on the host, before anything runs

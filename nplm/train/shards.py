@@ -36,21 +36,17 @@ EVEN = (
 )
 
 
-def worthwhile(model: Module, window: Window[Batch]) -> bool:
-    """Whether `accumulate` hands this window to `accumulate_in_shards`.
-
-    The model says that its rows are independent, is NumPy's, and nobody watches its gradients.
-    """
+def worthwhile(model: Module, parameters: list[Any], window: Window[Batch]) -> bool:
+    """Whether to divide this window: the model says that its rows are independent, is NumPy's and
+    large enough, and nobody watches its gradients or has some already."""
     if not getattr(model, "row_independent", False) or not threads.can_hold_blas():
         return False
-    parameters = list(model.parameters())
-    size = _size(model)
+    size = sum([p.array.size for p in parameters])
     return (
         window.n_targets > 0
-        and device_of(model) == "cpu"
         and all(size * batch.inputs.size >= WORTHWHILE for batch in window)
-        and all(p.grad is None and not p.hooks for p in parameters)
-        and len({p.dtype for p in parameters}) == 1
+        and all([p.grad is None and not p.hooks and p.xp.name == "numpy" for p in parameters])
+        and len({p.array.dtype for p in parameters}) == 1
     )
 
 
@@ -145,9 +141,9 @@ def _add(total: Array, more: Array) -> None:
 _buffers: WeakKeyDictionary[Module, Buffers] = WeakKeyDictionary()
 
 
-def buffers_of(model: Module, n: int) -> Buffers:
+def buffers_of(model: Module, parameters: list[Any], n: int) -> Buffers:
     """The model's buffers for `n` shards: made once, and again when its arrays change."""
-    parameters, buffers = list(model.parameters()), _buffers.get(model)
+    buffers = _buffers.get(model)
     if buffers is None or not buffers.fits(parameters, n):
         buffers = _buffers[model] = Buffers(parameters, n)
     buffers.empty()
@@ -227,11 +223,15 @@ class _Shard:
 
 def accumulate_in_shards(
     window: Window[Batch], model: Any, normalise: str, loss_fn: LossFunction | None
-) -> Tensor:
+) -> Tensor | None:
     """What `accumulate` does, over threads: every parameter's `.grad`, and the loss ().
 
-    A model with `features`, `loss` and `head` never makes logits, unless `loss_fn` is given.
+    None, and nothing has happened, where it is not worthwhile or not possible. A model with
+    `features`, `loss` and `head` never makes logits, unless `loss_fn` is given.
     """
+    parameters = list(model.parameters())
+    if not worthwhile(model, parameters, window):
+        return None
     if loss_fn is None and not hasattr(model, "features"):
         from nplm.train.accumulation import summed_cross_entropy as loss_fn  # it imports this file
     total = window.n_targets
@@ -241,7 +241,7 @@ def accumulate_in_shards(
     ]  # fmt: skip
     batches = [batch for batch, count in zip(window, window.counts) if count]
     n = number_of_shards([len(batch.inputs) for batch in batches])
-    buffers = buffers_of(model, n)
+    buffers = buffers_of(model, parameters, n)
     shared, modes = masks.SharedMasks(n), _modes()
     shards = [_Shard(model, loss_fn, buffers, i) for i in range(n)]
     for shard in shards:
