@@ -76,13 +76,14 @@ def _(draw, smooth):
 
 @case("attention")
 def _(draw, smooth):
-    batch = draw(st.sampled_from([(), (1,), (2,), (0,)]))
+    as_in_a_model = draw(st.booleans())  # causal, of equal lengths, without a mask
+    batch = (2,) if as_in_a_model else draw(st.sampled_from([(), (1,), (2,), (0,)]))
     G, share, T, S = draw(sides(1, 2)), draw(sides(1, 2)), draw(sides(1)), draw(sides(1))
     D, E = draw(sides(1)), draw(sides(1))
-    H = G * share
+    H, S = G * share, T if as_in_a_model else S
     full = (*batch, H, T, S)
     shape = draw(st.sampled_from([full, (T, S), (1, S), (H, 1, S)]))
-    m = draw(st.none() | mask(shape) | array(shape, smooth))
+    m = None if as_in_a_model else draw(st.none() | mask(shape) | array(shape, smooth))
     p = draw(st.sampled_from([0.0, 0.5, 1.0]))
     return Call(
         (
@@ -93,7 +94,7 @@ def _(draw, smooth):
             draw(mask(full)) if p else None,
         ),
         {
-            "causal": draw(st.booleans()),
+            "causal": as_in_a_model or draw(st.booleans()),
             "scale": draw(st.sampled_from([None, 0.5])),
             "dropout_p": p,
         },

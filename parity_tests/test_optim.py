@@ -159,8 +159,9 @@ def compare_bits():
         for dtype in ("float32", "float64"):
             for device in ("cpu", "torch:cpu"):
                 pair = Pair(name, options, device, dtype, [{}, {"lr": 0.003}])
-                for _ in range(60):
-                    pair.step(skip=0.1)
+                with nplm.reference():  # the kernels take a square root of their own
+                    for _ in range(60):
+                        pair.step(skip=0.1)
                 pair.check(EXACT)
     print("equal")
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -13,6 +14,7 @@ from tiny_runs import nplm as run
 
 from nplm.autograd.op import OPS, OVERRIDES, override
 from nplm.cli import main, parity
+from nplm.parity import layers, ops
 from nplm.parity.faults import FAULTS
 
 pytestmark = pytest.mark.cli
@@ -20,6 +22,14 @@ pytestmark = pytest.mark.cli
 TABLES, RUNS = ["ops", "layers"], ["model", "step", "run"]
 SHORT = ["--steps", 4, "--family", "gpt2"]
 FAULT = "adam-mean-not-corrected"
+RUN_OPS, RUN_LAYERS = cache(ops.run_ops), cache(layers.run_layers)
+
+
+@pytest.fixture
+def judged_once(monkeypatch):
+    """A healthy table is the same for every test: the first one that asks has it judged."""
+    monkeypatch.setattr(ops, "run_ops", RUN_OPS)
+    monkeypatch.setattr(layers, "run_layers", RUN_LAYERS)
 
 
 @pytest.fixture
@@ -49,6 +59,7 @@ def outcome(capsys, *words):
 
 # ---- the exit code -------------------------------------------------------------------------------
 @pytest.mark.parametrize("level", [*TABLES, *RUNS])
+@pytest.mark.usefixtures("judged_once")
 def test_every_level_is_equal_on_a_healthy_build(capsys, level):
     code, out = outcome(capsys, level, *SHORT)
     assert code == 0
@@ -122,6 +133,7 @@ def test_a_run_writes_its_report(capsys, tmp_path, suffix):
 
 @pytest.mark.parametrize("level", TABLES)
 @pytest.mark.parametrize("suffix", ["json", "txt"])
+@pytest.mark.usefixtures("judged_once")
 def test_a_table_writes_its_report(capsys, tmp_path, suffix, level):
     path = tmp_path / f"report.{suffix}"
     code, out = outcome(capsys, level, "--report", path)

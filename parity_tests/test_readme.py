@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cli
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Appended to a training command, so that it takes a second; later flags win.
-SHORT = "--steps 2 --eval-every 2 --batch-size 2 --context 16 --sample-length 5"
+SHORT = "--steps 2 --eval-every 2 --batch-size 8 --context 16 --sample-length 5"
 
 
 def blocks(page, language):

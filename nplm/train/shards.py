@@ -24,6 +24,7 @@ from nplm.nn import functional as F
 from nplm.nn.module import Module
 from nplm.nn.utils import device_of
 from nplm.ops import masks
+from nplm.optim.flat import add_buffers
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Array = npt.NDArray[Any]
@@ -117,25 +118,13 @@ class Buffers:
                 elif sink.filled:
                     pieces.append((a, b))
             for a, b in pieces:
-                _add(self.flat[0][a:b], other[a:b])
+                add_buffers(self.flat[0][a:b], [other[a:b]])
 
     def hand_over(self) -> None:
         """Every parameter that got a gradient has it in `.grad`: a view of the first buffer."""
         for p, sink in zip(self.parameters, self.sinks[0]):
             if sink.filled:
                 p.grad = Tensor(sink.array)
-
-
-_TILE = 1 << 17  # elements added at a time
-
-
-def _add(total: Array, more: Array) -> None:
-    def body(start: int, stop: int) -> None:
-        for i in range(start, stop, _TILE):
-            j = min(i + _TILE, stop)
-            total[i:j] += more[i:j]
-
-    threads.in_parts(total.size, body, _TILE)
 
 
 _buffers: WeakKeyDictionary[Module, Buffers] = WeakKeyDictionary()

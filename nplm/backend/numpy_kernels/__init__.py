@@ -3,4 +3,13 @@
 Read the op first. Loaded on the first op that runs on a NumPy array; a file a family.
 """
 
-from nplm.backend.numpy_kernels import head, linear
+from nplm.backend.numpy_kernels import (
+    activation,
+    attention,
+    head,
+    linear,
+    loss,
+    norm,
+    shape,
+    updates,
+)

@@ -1,0 +1,225 @@
+"""The tables and the chart of docs/benchmarks.md, and the README's, from the JSON of the results.
+
+    python -m benchmarks tables [--json docs/benchmarks.json]
+
+A piece of a page begins with `<!-- benchmark: NAME -->` and ends with `<!-- end -->`.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "benchmarks.json"
+PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+CHART = ROOT / "docs" / "figures" / "benchmarks.svg"
+PIECE = re.compile(r"(<!-- benchmark: (\S+) -->\n)(.*?)(^<!-- end -->$)", re.M | re.S)
+Results = list[dict[str, Any]]
+WAITING = "No result yet.\n"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table: the first column is words, the others are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:,.{max(0, 2 - (seconds >= 1e-2))}f}"
+
+
+def mb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e6:,.0f}"
+
+
+def by_spread(ratio: dict[str, float]) -> str:
+    """A ratio with its quartiles: 0.88 (0.87 to 0.90)."""
+    return f"{ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
+
+
+def threads_of(result: dict[str, Any]) -> str:
+    return f"{result['threads']} thread" + "s" * (result["threads"] != 1)
+
+
+# ---- updates -------------------------------------------------------------------------------------
+def step(results: Results) -> str:
+    """Every engine of every configuration: a row each."""
+    head = ["configuration", "engine", "ms an update", "tokens/s", "nplm's time to its",
+            "peak MB", "nplm's memory to its", "compiling s"]  # fmt: skip
+    rows = []
+    for r in results:
+        where = f"{r['config']}: {r['sizes']}, {threads_of(r)}"
+        for name, e in r["engines"].items():
+            compiling = e.get("compile_seconds")
+            rows.append([
+                where, name, ms(e["median"]), f"{r['tokens'] / e['median']:,.0f}",
+                by_spread(e["ratio"]) if "ratio" in e else "", mb(e["peak_bytes"]),
+                f"{e['peak_ratio']:.2f}" if "peak_ratio" in e else "",
+                "" if compiling is None else f"{compiling:.0f}",
+            ])  # fmt: skip
+            where = ""
+    return table(head, rows)
+
+
+def agreement(results: Results) -> str:
+    """How far the worst gradient of each engine is from nplm's, before anything was timed."""
+    rows = [
+        [f"{r['config']}, {threads_of(r)}", name, f"{abs(e['loss'] - ours['loss']):.0e}",
+         f"{e['gradient_off']:.1e}", f"`{e['gradient_worst']}`"]
+        for r in results
+        if (ours := r["engines"]["nplm"]).get("loss") is not None
+        for name, e in r["engines"].items()
+        if "gradient_off" in e
+    ]  # fmt: skip
+    return table(["configuration", "engine", "loss", "worst gradient", "of"], rows)
+
+
+def readme(results: Results) -> str:
+    """The ratios alone, a row a configuration."""
+    head = ["nplm, divided by", "time of torch", "of torch.compile", "memory of torch"]
+    rows = []
+    for r in results:
+        engines = r["engines"]
+        if "torch" in engines and r["config"] != "block":
+            compiled = engines.get("torch.compile")
+            rows.append([
+                f"{r['sizes']}, {threads_of(r)}", f"{engines['torch']['ratio']['median']:.2f}",
+                f"{compiled['ratio']['median']:.2f}" if compiled else "",
+                f"{engines['torch']['peak_ratio']:.2f}",
+            ])  # fmt: skip
+    return table(head, rows)
+
+
+# ---- ops, generation, scaling, memory ------------------------------------------------------------
+def ops(results: Results) -> str:
+    """One call, forward and backward; a row an op, the costliest first."""
+    shown = []
+    for r in results:
+        head = [f"{r['config']}: op", "inputs", "calls", *(f"{e} ms" for e in r["engines"])]
+        rows = [
+            [row["name"], " ".join("x".join(map(str, s)) or "()" for s in row["shapes"]),
+             str(row["calls"]), *(ms(row["seconds"][e]) for e in r["engines"])]
+            for row in r["ops"]
+        ]  # fmt: skip
+        shown.append(table(head, rows))
+    return "\n".join(shown)
+
+
+def generate(results: Results) -> str:
+    """Tokens a second, by the tokens already made."""
+    shown = []
+    for r in results:
+        head = [f"{r['config']}: tokens made", *(f"{name} tokens/s" for name in r["engines"])]
+        speeds = [e["seconds"] for e in r["engines"].values()]
+        rows = [[str(n), *(f"{1 / s:,.0f}" for s in each)]
+                for n, *each in zip(r["tokens_made"], *speeds)]  # fmt: skip
+        shown.append(table(head, rows))
+    return "\n".join(shown)
+
+
+def scaling(results: Results) -> str:
+    """A row a size, and the slopes: d log(time) / d log(size), measured and counted."""
+    rows = []
+    for r in results:
+        for axis, a in r["axes"].items():
+            for i, size in enumerate(a["sizes"]):
+                attention = ""
+                if "attention" in a:
+                    attention = f"{a['attention'][i]:.0%} / {a['attention_counted'][i]:.0%}"
+                rows.append([
+                    f"{r['config']}: {axis} {size:,}", ms(a["seconds"][i]),
+                    f"{1e6 * a['seconds'][i] / a['tokens'][i]:.2f}",
+                    f"{a['flops'][i] / 1e9:,.2f}", f"{a['flops'][i] / a['seconds'][i] / 1e9:,.0f}",
+                    attention, f"{a['slope']:.2f} / {a['slope_counted']:.2f}" if not i else "",
+                ])  # fmt: skip
+    head = ["size", "ms an update", "microseconds a token", "GFLOP", "GFLOP/s",
+            "attention: time / counted", "slope: time / counted"]  # fmt: skip
+    return table(head, rows)
+
+
+def memory(results: Results) -> str:
+    """The peak of each engine, and growth."""
+    rows = []
+    for r in results:
+        for name, e in r["engines"].items():
+            grown = ""
+            if name == "nplm":
+                g = r["growth"]
+                grown = f"{g['grown_bytes'] / 1e6:+.1f} MB in {g['updates'][-1]:,} updates"
+            ratio = f"{e['peak_ratio']:.2f}" if "peak_ratio" in e else ""
+            rows.append([f"{r['config']}, {name}", mb(e["peak_bytes"]), ratio, grown])
+    return table(["engine", "peak MB", "nplm's to its", "growth"], rows)
+
+
+def where(m: dict[str, Any]) -> str:
+    """A machine in a line, with the variables that hold its libraries to some kernels."""
+    pinned = "".join(f", {k}={v}" for k, v in m["environment"].items())
+    return (
+        f"{m['cpu']}, {m['cores']} cores; Python {m['python']}, NumPy {m['numpy']}, {m['blas']}"
+        + pinned
+    )
+
+
+def machine(results: Results) -> str:
+    """Where and by which command each result was made."""
+    lines = []
+    for r in results:
+        engines = r.get("engines", {})
+        torch = engines.get("torch", {}) if isinstance(engines, dict) else {}
+        version = torch.get("versions", {}).get("torch")
+        lines.append(
+            f"* {r['date']}: `{r['command']}`, {r['rounds']} rounds on {where(r['machine'])}"
+            + (f", torch {version} with {torch['versions']['blas']}" if version else "")
+        )
+    return "".join(f"{line}\n" for line in dict.fromkeys(lines))
+
+
+SHOWN: dict[str, Callable[[Results], str]] = {
+    "step": step, "ops": ops, "generate": generate, "scaling": scaling, "memory": memory,
+}  # fmt: skip
+PIECES: dict[str, tuple[Callable[[Results], str], Callable[[dict[str, Any]], bool]]] = {
+    # name of a piece -> what makes it, and of which results
+    "step": (step, lambda r: r["subject"] == "step" and r["config"] != "block"),
+    "block": (step, lambda r: r["subject"] == "step" and r["config"] == "block"),
+    "agreement": (agreement, lambda r: r["subject"] == "step"),
+    "readme": (readme, lambda r: r["subject"] == "step"),
+    **{name: (SHOWN[name], lambda r, name=name: r["subject"] == name)
+       for name in ("ops", "generate", "scaling", "memory")},
+    "machine": (machine, lambda r: True),
+}  # fmt: skip
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+def filled(page: str, held: dict[str, Any]) -> str:
+    """A page with every piece made anew from the results."""
+
+    def fresh(piece: re.Match[str]) -> str:
+        head, name, _, end = piece.groups()
+        make, wanted = PIECES[name]
+        chosen = [r for r in held.values() if wanted(r)]
+        return head + (make(chosen) if chosen else WAITING) + end
+
+    new, n = PIECE.subn(fresh, page)
+    if n != len(re.findall(r"^<!-- benchmark:", page, re.M)):
+        raise ValueError("a benchmark's piece without its end")
+    return new
+
+
+def write(path: Path) -> None:
+    """Fill the pages, and draw the chart where matplotlib is installed."""
+    held = json.loads(path.read_text())
+    for page in PAGES:
+        if page.exists():
+            text = page.read_text()
+            new = filled(text, held)
+            print(page.relative_to(ROOT), "as it was" if new == text else "written anew")
+            page.write_text(new)
+    if find_spec("matplotlib") is None:
+        print("no chart: needs matplotlib: run `pip install matplotlib`")
+        return
+    from benchmarks import chart
+
+    chart.draw(held, CHART)

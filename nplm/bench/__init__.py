@@ -1,0 +1,1 @@
+"""Measuring: what `nplm bench`, `nplm train --profile` and `python -m benchmarks` share."""
