@@ -47,7 +47,7 @@ def generate(
     tokens = [int(token) for token in prompt]
     next_scores = cached(model) or _Uncached(model)
     for _ in range(max_tokens):
-        token = choose(next_scores(tokens), temperature, top_k, generator)
+        token = next_token(next_scores(tokens), temperature, top_k, generator)
         tokens.append(token)
         yield token
 
@@ -70,7 +70,7 @@ class _Uncached:
         return np.asarray(logits.to("cpu"))
 
 
-def choose(
+def next_token(
     scores: np.ndarray, temperature: float, top_k: int | None, generator: Generator
 ) -> int:
     """The likeliest token at temperature 0, else one drawn by its scores (V,)."""

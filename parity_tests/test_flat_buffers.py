@@ -143,14 +143,15 @@ def test_scaling_over_runs_has_the_bits_of_its_reference(seed, dtype, n_threads,
 @settings(max_examples=60)
 @given(
     seed=seeds, dtype=dtypes, n_threads=thread_counts, layout=st.sampled_from(LAYOUTS),
-    bad=st.sampled_from([None, np.nan, np.inf, 1e25]),
+    bad=st.sampled_from([None, np.nan, np.inf, 1e25, 1.5e19]),
 )  # fmt: skip
-@example(0, "float32", 1, "flat", 1e25)  # whose square is infinite in float32
+@example(0, "float32", 1, "flat", 1e25)  # whose square is infinite in float32,
+@example(0, "float32", 1, "flat", 1.5e19)  # and here the sum of two squares is
 def test_the_norm_over_runs_equals_its_reference(seed, dtype, n_threads, layout, bad):
     rng = np.random.default_rng(seed)
     values = drawn(rng, dtype)
     if bad is not None:
-        values[4][2, 1] = bad
+        values[4][2, 1] = values[7][0] = bad
     tensors, (ours, theirs) = laid_out(values, layout, rng), np.zeros((2, 1), dtype)
     with small_tiles(n_threads):
         updates.total_norm_(xp, [ours], tensors, order=2.0)

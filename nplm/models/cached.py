@@ -104,7 +104,7 @@ def cached(model: Any) -> CachedDecoder | None:
 # ---- layers: from a module to a function of rows -------------------------------------------------
 def _value(op: Op, *arrays: Any, **options: Any) -> Any:
     """What an op returns, by its fastest body, of raw arrays."""
-    body = overrides.choose(op.name, xp, arrays, options) or op.raw  # type: ignore[arg-type]
+    body = overrides.choose(op.name, xp, arrays, options) or op.raw
     return body(xp, *arrays, **options)[0]
 
 
