@@ -1,6 +1,8 @@
 """Bad input of the command line: a row of the tables in docs/cli.md, how it is made, what is said.
 
-test_cli.py runs every case of BAD; OTHERS are rows that take a test of their own. A test holds the
+test_cli.py runs every case of BAD; _SIGNAL = "test_resume_faults.py::"
+_SIGNAL += "test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on"
+OTHERS are rows that take a test of their own. A test holds the
 tables equal to both, and another one asks that every flag of every verb is among them.
 """
 
@@ -285,6 +287,10 @@ BAD = {
     "`lr-find --mode` unknown": (["lr-find", "--mode", "cosine"], 2, "'linear'"),
     "`lr-find --stop-above` not above 1": (
         ["lr-find", "--stop-above", "1"], 2, "stop_above: expected more than 1 or None"),
+    "`bench --steps` below 1": (["bench", "--steps", "0"], 2, "steps: expected at least 1"),
+    "`bench --vocab-size` below 1": (["bench", "--vocab-size", "-1"], 2, "vocab_size: expected at"),
+    "`bench --preset` unknown": (["bench", "--preset", "chra"], 2, "unknown preset 'chra'"),
+    "`bench --against` unknown": (["bench", "--against", "jax"], 2, "'torch'"),
     "`parity` with an unknown level": (
         ["parity", "ruun"], 2,
         "unknown level 'ruun': expected one of ops, layers, model, step, run"),
@@ -357,20 +363,20 @@ OTHERS = {
         3, "test_verbs.py::test_check_names_the_damaged_part_and_still_lists_the_others"),
     "`doctor` without a package that training needs": (
         1, "test_doctor.py::test_a_missing_needed_package_is_a_failure_with_its_command"),
-    "`doctor` where a self-test fails": (
-        1, "test_doctor.py::test_a_wrong_gradient_is_a_failure"),
+    "`doctor` where a self-test fails": (1, "test_doctor.py::test_a_wrong_gradient_is_a_failure"),
     "`schedule --png` a folder": (
         5, "test_schedule_verb.py::test_a_figure_that_cannot_be_written_is_refused_with_its_path"),
     "`schedule --png` without matplotlib": (
         2, "test_schedule_verb.py::test_png_without_matplotlib_says_what_to_install"),
     "standard output that is closed or full": (
         5, "test_cli_faults.py::test_an_output_that_cannot_be_written_ends_with_5"),
-    "Ctrl-C": (
-        130, "test_resume_faults.py::"
-        "test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on"),
-    "SIGTERM": (
-        143, "test_resume_faults.py::"
-        "test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on"),
+    "`bench --against torch` without torch": (
+        2, "test_bench.py::"
+        "test_nplm_bench_against_a_torch_that_is_not_there_says_how_to_install_it"),
+    "`bench` of an engine that computes something else": (
+        1, "test_bench.py::test_a_subject_fails_with_code_1_where_an_engine_is_wrong"),
+    "Ctrl-C": (130, _SIGNAL),
+    "SIGTERM": (143, _SIGNAL),
 }  # fmt: skip
 
 
@@ -381,8 +387,7 @@ def make_files(folder: Path, text: str) -> None:
     for name, content in {
         "ok.txt": text.encode(),
         "empty.txt": b"",
-        "white.txt": b" \n\t",
-        "short.txt": b"a few words",
+        **{"white.txt": b" \n\t", "short.txt": b"a few words"},
         "latin.txt": "naïve".encode("latin-1") * 100,
         "wide.txt": text.encode("utf-16"),
         "zip.txt": b"PK\x03\x04" + bytes(100),

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "data.collate": "autograd backend ops",
     "data.dataset": "errors random autograd data",
     "utils": "data utils",
-    "generation": f"{_BELOW_NN} nn",
+    "generation": f"{_BELOW_NN} nn models",
     "serialization": "errors autograd files",
     "train": f"{_BELOW_TRAIN} train",
     "parity": f"{_BELOW_TRAIN} train parity",

@@ -23,12 +23,12 @@ VERBS = {
     "parity": "hold nplm against PyTorch, value by value",
     "schedule": "show a learning-rate schedule, by its name",
     "lr-find": "suggest a learning rate by a short test",
+    "bench": "time the updates of a model, op by op, and beside torch",
     "presets": "list the models that have a name",
     "doctor": "say whether training can work on this machine",
 }
 
 WELCOME = """nplm: training of language models in NumPy, proved against PyTorch
-
   nplm train [--data FILE]      train a small model on Python's own documentation, or your text
   nplm generate RUN             let the trained model write
   nplm compare RUN RUN          hold runs side by side: settings, losses, samples
@@ -36,6 +36,7 @@ WELCOME = """nplm: training of language models in NumPy, proved against PyTorch
   nplm parity                   hold nplm against PyTorch, value by value
   nplm schedule NAME --show     draw a learning-rate schedule
   nplm lr-find                  suggest a learning rate by a short test
+  nplm bench                    time the updates of a model, op by op, and beside torch
   nplm presets                  list the models that have a name
   nplm doctor                   say whether training can work on this machine
   nplm VERB --help              every setting

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from nplm.bench.profile import profile
 from nplm.cli.arguments import given_flags, parse
 from nplm.errors import ConfigError, DataError
 from nplm.train import job as training
@@ -24,7 +26,10 @@ WITH_RESUME = (
 
 @dataclass(frozen=True)
 class TrainCommand(TrainConfig):
-    """Train a decoder on text.  The defaults are nanoGPT's character model for a CPU."""
+    """Train a decoder on text.  The defaults are nanoGPT's character model for a CPU.
+
+    --profile prints at the end where the time went, op by op.
+    """
 
     config: Path | None = None  # TOML file of these settings; those with a dot stand in tables
     resume: str | None = None  # a run's folder, or newest (below --out): go on with it
@@ -32,6 +37,8 @@ class TrainCommand(TrainConfig):
 
 def main(arguments: list[str]) -> int:
     """Train, show the progress, and end with the run folder and what to type next."""
+    wants_profile = "--profile" in arguments
+    arguments = [word for word in arguments if word != "--profile"]
     command = parse(TrainCommand, arguments, "nplm train", TrainConfig)
     given = given_flags(TrainCommand, arguments)
     folder, config, corpus = None, _settings(command), None
@@ -40,7 +47,10 @@ def main(arguments: list[str]) -> int:
         corpus = corpus_of(folder, config)
     job = training.prepare(config, corpus)
     print(job.plan(), flush=True)
-    result = training.run(job, *_display(job.total), resume=folder)
+    with profile() if wants_profile else nullcontext() as found:
+        result = training.run(job, *_display(job.total), resume=folder)
+    if found is not None:
+        print(found.table(max(1, result.step - result.resumed_at)))
     path = shlex.quote(str(result.folder.path))
     if result.signal is not None:
         print(f"interrupted, and a checkpoint is kept\nnext       nplm train --resume {path}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nplm.autograd.tensor import Tensor
 from nplm.nn import functional as F
 from nplm.nn.layers import Dropout, Linear
@@ -35,6 +37,7 @@ class CausalSelfAttention(Module):
             )
         self.n_head, self.n_kv_head, self.head_size = n_head, n_kv_head, n_embd // n_head
         self.rope_theta = rope_theta
+        self._last_angles: Any = (None, None)  # what they were made for, and they
         self.qkv = Linear(n_embd, (n_head + 2 * n_kv_head) * self.head_size, bias)
         self.proj = Linear(n_embd, n_embd, bias)
         self.dropout = Dropout(dropout)
@@ -48,7 +51,7 @@ class CausalSelfAttention(Module):
         k = k.view(B, T, G, D).transpose(1, 2)  # (B, G, T, D)
         v = v.view(B, T, G, D).transpose(1, 2)
         if self.rope_theta is not None:
-            angles = rope_angles(T, D, self.rope_theta, x)
+            angles = self._angles(T, x)
             q, k = F.rope(q, *angles), F.rope(k, *angles)
         p = self.dropout.p if self.training else 0.0
         y = F.scaled_dot_product_attention(
@@ -56,6 +59,16 @@ class CausalSelfAttention(Module):
         )  # (B, H, T, D)
         out: Tensor = self.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)))
         return out
+
+    def _angles(self, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """`rope_angles`, kept for the next call: they cost as much as turning q and k."""
+        key = (T, like.device, like.dtype)
+        made_for, angles = self._last_angles
+        if made_for != key:
+            angles = rope_angles(T, self.head_size, self.rope_theta or 0.0, like)
+            self._last_angles = (key, angles)
+        found: tuple[Tensor, Tensor] = angles
+        return found
 
     def extra_repr(self) -> str:
         """The settings that `repr` shows."""

@@ -16,7 +16,7 @@ from nplm.autograd.tensor import Tensor
 from nplm.backend.threads import in_parts
 
 Array = npt.NDArray[Any]
-TILE = 1 << 16  # elements that are added at a time
+TILE = 1 << 17  # elements that are added at a time
 
 
 def flatten(tensors: Iterable[Tensor]) -> None:

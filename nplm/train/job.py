@@ -51,6 +51,7 @@ class Result:
     stopped: str | None  # why it ended early, or None
     signal: int | None = None  # what interrupted it, or None
     resumed_at: int = 0  # updates that were made before
+    step: int = 0  # updates that are made in all
 
 
 def run(
@@ -85,7 +86,7 @@ def run(
             _train(job, folder, state, say, progress, interruption)
     return Result(
         folder, state.best_step, state.best_loss, job.stopper.reason if job.stopper else None,
-        interruption.received, resumed_at,
+        interruption.received, resumed_at, state.step,
     )  # fmt: skip
 
 

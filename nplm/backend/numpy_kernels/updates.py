@@ -17,7 +17,7 @@ from nplm.backend.threads import in_parts
 
 # Elements of a tile: small enough that its arrays are in the cache when the next operation reads
 # them, large enough that two threads seldom wait for the interpreter.
-TILE = 1 << 16
+TILE = 1 << 17
 BLOCK = 1 << 13  # terms of one dot product: from 10,000 on OpenBLAS would use threads of its own
 
 
