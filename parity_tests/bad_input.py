@@ -1,8 +1,6 @@
 """Bad input of the command line: a row of the tables in docs/cli.md, how it is made, what is said.
 
-test_cli.py runs every case of BAD; _SIGNAL = "test_resume_faults.py::"
-_SIGNAL += "test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on"
-OTHERS are rows that take a test of their own. A test holds the
+test_cli.py runs every case of BAD; OTHERS are rows that take a test of their own. A test holds the
 tables equal to both, and another one asks that every flag of every verb is among them.
 """
 
@@ -326,6 +324,8 @@ BAD = {
 }  # fmt: skip
 
 # row of the table: (exit code, the test that makes it)
+_SIGNAL = "test_resume_faults.py::"
+_SIGNAL += "test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on"
 OTHERS = {
     "a device that this machine lacks": (
         1, "test_cli.py::test_devices_that_are_not_there_are_refused_before_any_work"),

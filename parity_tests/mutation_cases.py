@@ -118,7 +118,7 @@ PARITY = [
     _parity("Adam's second moment is not corrected", 'nplm/optim/adam.py',
              'bias2 = 1 - beta2 ** steps[i]',
              'bias2 = 1.0',
-             'test_run.py::test_sixty_updates_stay_with_the_torch_twin[cpu-gpt2]'),
+             'test_run.py::test_sixty_updates_stay_with_the_torch_twin[torch:cpu-gpt2]'),
     _parity('weight decay is not decoupled', 'nplm/optim/adam.py',
              'weight_decay != 0 and decoupled_weight_decay:',
              'weight_decay != 0 and not decoupled_weight_decay:',

@@ -34,7 +34,7 @@ ADAM = [
     ),
     Fault(
         "adam-step-counted-twice", "optimizers", "The count of updates rises by two a step.",
-        "nplm.optim.adam.Adam.update_group", (('["step"].array += 1', '["step"].array += 2'),),
+        "nplm.optim.optimizer.Optimizer.lists", (('["step"].array += 1', '["step"].array += 2'),),
         Place(1, 0, "state", "wte.weight.step"),
     ),
     Fault(
@@ -89,7 +89,7 @@ ADAM = [
     ),
     Fault(
         "adam-state-in-float64", "optimizers", "A float32 run keeps its means in float64.",
-        "nplm.optim.adam.Adam.update_group",
+        "nplm.optim.flat.entries_like",
         (("p.xp.zeros(p.shape, p.array)", 'p.xp.zeros(p.shape, p.array, "float64")'),),
         _MEAN, {"dtype": "float32"},
     ),

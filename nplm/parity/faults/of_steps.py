@@ -122,8 +122,8 @@ CLIPPING = [
     ),
     Fault(
         "clip-each-parameter", "clipping", "Each gradient is clipped by its own norm.",
-        _CLIPS, (("g.mul_(factor.to(g.device))",
-                  "g.mul_((1.0 / (g.norm() + 1e-6) * max_norm).clamp(max=1.0))"),),
+        _CLIPS, (("scale_(here, [factor.to(device)])",
+                  "[g.mul_((1.0 / (g.norm() + 1e-6) * max_norm).clamp(max=1.0)) for g in here]"),),
         _CLIPPED, _HARD,
     ),
     Fault(
@@ -150,9 +150,8 @@ CLIPPING = [
     ),
     Fault(
         "norms-added", "clipping", "The parameters' norms are added, not their squares.",
-        "nplm.nn.utils.get_total_norm",
-        (("_norm(stack([_norm(t, norm_type).to(device) for t in given]), norm_type)",
-          "_norm(stack([_norm(t, norm_type).to(device) for t in given]), 1.0)"),), _NORM,
+        "nplm.nn.utils.total_norm_",
+        (("_norm(xp, xp.concat(norms, 0), order)", "_norm(xp, xp.concat(norms, 0), 1.0)"),), _NORM,
     ),
     Fault(
         "norm-after-clipping", "clipping", "The norm that is reported is that of what was clipped.",
