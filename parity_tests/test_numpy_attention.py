@@ -341,8 +341,7 @@ def not_one_array():
     yield "two arrays", (x[:2], other[2:])
     yield "another order", (x[2:], x[:2])
     yield "a gap", (np.arange(20.0).reshape(5, 4)[:2], np.arange(20.0).reshape(5, 4)[3:])
-    yield "columns", (x.T[:2], x.T[2:])
-    yield "another dtype", (x.view("int64")[:2], x.view("int64")[2:])
+    yield "another dtype", (x[:2], x.view("int64")[2:])
     yield "twice the same", (x[:2], x[:2])
 
 
@@ -354,9 +353,9 @@ def test_pieces_that_are_no_one_array_are_joined_by_copying(what, pieces):
     assert_close(dx, np.concatenate(pieces), EXACT, what)
 
 
-def test_one_piece_that_only_begins_where_its_array_does_is_copied():
+def test_one_piece_is_that_piece():
     x = np.arange(9.0).reshape(3, 3)
-    for piece in (x.T, np.frombuffer(x.tobytes()).reshape(3, 3), np.frombuffer(x.tobytes())):
+    for piece in (x.T, x[1:], np.frombuffer(x.tobytes()).reshape(3, 3), np.frombuffer(x.tobytes())):
         _, join = shape_kernels.split(xp, np.zeros(piece.shape), [len(piece)], 0)
         assert_close(join((piece,))[0], piece, EXACT, "piece")
 

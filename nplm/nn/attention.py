@@ -46,10 +46,8 @@ class CausalSelfAttention(Module):
         """(B, T, C) -> (B, T, C)"""
         B, T, C = x.shape
         H, G, D = self.n_head, self.n_kv_head, self.head_size
-        q, k, v = self.qkv(x).split([H * D, G * D, G * D], -1)
-        q = q.view(B, T, H, D).transpose(1, 2)  # (B, H, T, D)
-        k = k.view(B, T, G, D).transpose(1, 2)  # (B, G, T, D)
-        v = v.view(B, T, G, D).transpose(1, 2)
+        heads = self.qkv(x).view(B, T, H + 2 * G, D).transpose(1, 2)
+        q, k, v = heads.split([H, G, G], 1)  # (B, H, T, D), (B, G, T, D) twice
         if self.rope_theta is not None:
             angles = self._angles(T, x)
             q, k = F.rope(q, *angles), F.rope(k, *angles)

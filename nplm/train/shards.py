@@ -19,6 +19,7 @@ from nplm.autograd.graph import flags
 from nplm.autograd.sinks import LARGE_TABLE, Sink, SinkStore
 from nplm.autograd.tensor import Tensor
 from nplm.backend import threads
+from nplm.backend.memory import keep_freed_memory
 from nplm.data.loader import Batch, Window
 from nplm.nn import functional as F
 from nplm.nn.module import Module
@@ -80,6 +81,7 @@ class Buffers:
             [Sink(flat[a:b].reshape(p.shape)) for p, (a, b) in zip(self.parameters, self.spans)]
             for flat in self.flat
         ]
+        self.gradients = [Tensor(sink.array) for sink in self.sinks[0]]
 
     def fits(self, parameters: list[Any], n: int) -> bool:
         """Whether they were made for these arrays and so many shards."""
@@ -122,9 +124,9 @@ class Buffers:
 
     def hand_over(self) -> None:
         """Every parameter that got a gradient has it in `.grad`: a view of the first buffer."""
-        for p, sink in zip(self.parameters, self.sinks[0]):
+        for p, sink, gradient in zip(self.parameters, self.sinks[0], self.gradients):
             if sink.filled:
-                p.grad = Tensor(sink.array)
+                p.grad = gradient
 
 
 _buffers: WeakKeyDictionary[Module, Buffers] = WeakKeyDictionary()
@@ -246,6 +248,7 @@ def accumulate_in_shards(
             for s, *each in zip(shards, *args)
         ])  # fmt: skip
 
+    keep_freed_memory()
     with threads.one_blas_thread():
         if loss_fn is None and model.head.weight.shape[0] > LARGE_TABLE:
             losses = [
