@@ -8,7 +8,7 @@ import ctypes
 # and the next one costs a page fault for every 4 KB: a tenth of a small model's step.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _ALWAYS = (1 << 31) - 1
-_LARGEST = 1 << 30  # bytes; above, an array is mapped and given back by itself
+_LARGEST = 1 << 25  # bytes; above, as for weights, an array is mapped and given back by itself
 _kept: bool | None = None
 
 

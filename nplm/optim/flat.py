@@ -45,11 +45,11 @@ def flatten(tensors: Iterable[Tensor]) -> None:
 
 def entries_like(params: Sequence[Tensor], value: float) -> list[Tensor]:
     """An entry of an optimizer's state for each parameter, full of `value`; NumPy's are flat."""
-    entries = [
-        # Zeros are no memory until they are written to.
-        Tensor(p.xp.full(p.shape, value, p.array) if value else p.xp.zeros(p.shape, p.array))
-        for p in params
-    ]
+    entries = []
+    for p in params:
+        numbers = p.xp.full(p.shape if p.xp.name != "numpy" else (), value, p.array)
+        # One number seen p.shape times: it takes no memory until it is flat.
+        entries.append(Tensor(p.xp.broadcast_to(numbers, p.shape)))
     flatten(entries)
     return entries
 

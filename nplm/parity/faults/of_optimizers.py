@@ -90,7 +90,7 @@ ADAM = [
     Fault(
         "adam-state-in-float64", "optimizers", "A float32 run keeps its means in float64.",
         "nplm.optim.flat.entries_like",
-        (("p.xp.zeros(p.shape, p.array)", 'p.xp.zeros(p.shape, p.array, "float64")'),),
+        (("value, p.array)", 'value, p.array, "float64")'),),
         _MEAN, {"dtype": "float32"},
     ),
     Fault(
