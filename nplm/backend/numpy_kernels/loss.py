@@ -28,7 +28,8 @@ def cross_entropy(
     N, V = logits.shape
     counted = targets != ignore_index
     safe, rows = np.where(counted, targets, 0), np.arange(N)
-    e, total, losses = np.empty((N, V), logits.dtype), *np.empty((2, N), logits.dtype)
+    e = np.empty((N, V), logits.dtype)
+    total, losses = np.empty((2, N), logits.dtype)
     ones = np.ones(V, logits.dtype)
 
     def forward(i, j):

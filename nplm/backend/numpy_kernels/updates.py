@@ -50,7 +50,7 @@ def runs(keys: Sequence[Any], *lists: list[np.ndarray]) -> list[Run]:
     return [Run(keys[group[0]], _joined([[x[i] for i in group] for x in lists])) for group in found]
 
 
-def _address(x: np.ndarray) -> int:
+def _address(x: Any) -> int:
     """Where x begins, or 0, where nothing ends, unless it is a part of a 1-d array of its dtype."""
     base = x.base
     flat = x.flags.carray and isinstance(base, np.ndarray) and base.ndim == 1
@@ -58,7 +58,7 @@ def _address(x: np.ndarray) -> int:
     return addressof(c_char.from_buffer(x)) if flat else 0  # ten times as fast as x.ctypes.data
 
 
-def _joined(neighbours: list[list[np.ndarray]]) -> list[np.ndarray]:
+def _joined(neighbours: list[list[Any]]) -> list[np.ndarray]:
     """What follows each other in every list as one 1-d view; what has gaps stays as it is."""
     firsts = [arrays[0] for arrays in neighbours]
     if len(neighbours[0]) == 1:

@@ -120,7 +120,7 @@ OTHERS = [
         "state-is-the-gradient", "memory",
         "The momentum shares memory with the gradient, which the next backward overwrites.",
         "nplm.optim.sgd.SGD.update_group",
-        (("Tensor(p.xp.zeros(p.shape, p.array))", "Tensor(p.grad.array)"),),
+        (('["momentum_buffer"] = entry', '["momentum_buffer"] = Tensor(p.grad.array)'),),
         Place(2, 0, "state", "wte.weight.momentum_buffer"), _with("SGD", momentum=0.9),
     ),
     Fault(

@@ -11,7 +11,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -22,7 +22,7 @@ import numpy as np
 
 from nplm.autograd import overrides
 from nplm.autograd.graph import flags
-from nplm.autograd.op import Op, Update
+from nplm.autograd.op import OPS, Op, Update
 from nplm.errors import ConfigError
 from nplm.parity.lockstep import Scenario
 from nplm.parity.trace import MICRO_PHASES, PHASES, Place
@@ -100,11 +100,14 @@ def planted(fault: Fault) -> Iterator[None]:
             yield
         return
     before = target.__code__
-    target.__code__ = altered(target, fault.swaps).__code__
-    try:
+    with ExitStack() as stack:
+        if not (flags.reference or overrides._always_reference):
+            for op in OPS.values():  # kernels do not call what the ops of its file share
+                if op.raw.__module__ == target.__module__:
+                    stack.enter_context(_overridden(op, op.raw))
+        target.__code__ = altered(target, fault.swaps).__code__
+        stack.callback(setattr, target, "__code__", before)
         yield
-    finally:
-        target.__code__ = before
 
 
 def resolve(dotted: str) -> Any:
