@@ -32,7 +32,9 @@ MAY_IMPORT = {
     "autograd.factory": "autograd.tensor backend",
     "autograd.overrides": "autograd.graph",
     "autograd.sinks": "autograd.graph backend",
-    "autograd.op": "errors autograd.graph autograd.overrides autograd.sinks autograd.tensor backend",
+    "autograd.op": (
+        "errors autograd.graph autograd.overrides autograd.sinks autograd.tensor backend"
+    ),
     "backend.numpy_kernels": "autograd.op autograd.sinks backend",
     "backend.torch_kernels": "autograd.op",
     "ops": "errors random backend autograd ops",

@@ -33,7 +33,8 @@ from nplm.random import Generator
 
 __all__ = [
     "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear",
-    "linear_cross_entropy", "log_softmax", "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "rope", "scaled_dot_product_attention",
+    "linear_cross_entropy", "log_softmax", "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm",
+    "rope", "scaled_dot_product_attention",
     "sigmoid", "silu", "softmax", "swiglu", "tanh",
 ]  # fmt: skip
 

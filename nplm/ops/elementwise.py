@@ -24,6 +24,12 @@ def unbroadcast(xp, dx, x):
 def add(xp, x, y):
     """z = x + y   Twin: torch.add"""
     a, b = xp.promote(x, y)
+    if (
+        getattr(x, "shape", 0) == getattr(y, "shape", 1)
+        and x.dtype == y.dtype
+        and xp.is_floating(x)
+    ):
+        return a + b, lambda dz: (dz, dz)  # a residual connection: x and y are not kept for it
 
     def backward(dz):
         return unbroadcast(xp, dz, x), unbroadcast(xp, dz, y)

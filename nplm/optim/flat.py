@@ -72,6 +72,6 @@ def _are_flat(arrays: list[Array]) -> bool:
     starts = [x.__array_interface__["data"][0] for x in arrays]
     return (
         base is not None
-        and all(x.base is base and x.flags.c_contiguous for x in arrays)
+        and all(x.base is base and x.flags.carray for x in arrays)  # in order, and writeable
         and all(a + x.nbytes == b for a, b, x in zip(starts, starts[1:], arrays))
     )

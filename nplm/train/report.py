@@ -8,7 +8,7 @@ from typing import Any
 from nplm.models.config import DecoderConfig
 
 # Channels of the MLP that its activation keeps for the backward pass, per hidden channel.
-_KEPT_BY = {"gelu": 3, "gelu_tanh": 4, "swiglu": 5}
+_KEPT_BY = {"gelu": 2, "gelu_tanh": 2, "swiglu": 3}
 
 
 def parameter_bytes(n_parameters: int, itemsize: int) -> int:
@@ -21,12 +21,16 @@ def activation_bytes(config: DecoderConfig, batch_size: int, itemsize: int) -> i
 
     Counted from the arrays that the ops keep: a test holds it against what NumPy allocates.
     """
-    C, hidden = config.n_embd, config.hidden
-    looks = config.n_head * config.context  # attention's weights, a row per token and head
-    block = 13 * C + _KEPT_BY[config.activation] * hidden + looks
+    C, hidden, T = config.n_embd, config.hidden, config.context
+    kv = config.kv_heads * (C // config.n_head)
+    # Attention's weights of a token in all heads, without the blocks of 64 that causality masks.
+    looks = config.n_head * (T + min(T, 64)) // 2
+    block = 6 * C + 2 * kv + looks + _KEPT_BY[config.activation] * hidden
+    if config.positions == "rope":
+        block += C + kv
     if config.dropout:
-        block += 4 * C + 2 * looks
-    last = max(2 * hidden, 5 * config.vocab_size) + 4 * C  # the one block or head at work
+        block += 2 * C + looks // 2
+    last = max(2 * hidden, 2 * config.vocab_size) + 4 * C  # the one block or head at work
     return batch_size * config.context * itemsize * (config.n_layer * block + last)
 
 

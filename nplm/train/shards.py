@@ -43,7 +43,7 @@ def worthwhile(model: Module, parameters: list[Any], window: Window[Batch]) -> b
     large enough, and nobody watches its gradients or has some already."""
     if not getattr(model, "row_independent", False) or not threads.can_hold_blas():
         return False
-    size = sum([p.array.size for p in parameters])
+    size = sum([p.numel() for p in parameters])
     return (
         window.n_targets > 0
         and all(size * batch.inputs.size >= WORTHWHILE for batch in window)
