@@ -386,8 +386,7 @@ def make_files(folder: Path, text: str) -> None:
     (folder / "folder" / "notes.md").write_text(text)
     for name, content in {
         "ok.txt": text.encode(),
-        "empty.txt": b"",
-        **{"white.txt": b" \n\t", "short.txt": b"a few words"},
+        **{"white.txt": b" \n\t", "short.txt": b"a few words", "empty.txt": b""},
         "latin.txt": "naïve".encode("latin-1") * 100,
         "wide.txt": text.encode("utf-16"),
         "zip.txt": b"PK\x03\x04" + bytes(100),

@@ -182,7 +182,7 @@ COMMAND_LINE = [
             "problems.append(f\"unknown setting {where!r}{hint}\")", "pass",
             "test_settings.py::test_every_unknown_name_of_a_file_is_said_at_once"),
     _parity("the plan forgets attention's weights", "nplm/train/report.py",
-            "looks = config.n_head * config.context", "looks = 0 * config.context",
+            "looks = config.n_head * (T", "looks = 0 * (T",
             "test_job.py::test_the_plans_memory_is_what_a_step_allocates"),
     _parity("an epoch's schedule moves with every update", "nplm/train/job.py",
             'if record.epoch_ended if job.config.schedule.unit == "epoch" else record.updated:',

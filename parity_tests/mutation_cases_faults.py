@@ -60,9 +60,9 @@ FAULTS = [
         "test_faults.py::test_the_place_is_compared_in_every_part",
     ),
     _parity(
-        "faults: planting.py: target.__code__ = before",
+        "faults: planting.py: the function's code is put back",
         "nplm/parity/faults/planting.py",
-        "        target.__code__ = before\n",
+        '        stack.callback(setattr, target, "__code__", before)\n',
         "        pass\n",
         "test_faults.py::test_planting_changes_something_and_puts_everything_back",
     ),

@@ -277,7 +277,7 @@ def test_presets_lists_every_preset_with_its_own_numbers(capsys):
         if name != "gpt2":
             assert rows[name][0] == f"{Decoder(c).num_parameters():,}"
     assert rows["gpt2"][0] == "124,439,808"  # Radford et al.'s 124M
-    assert rows["gpt2"][5:] == ["51.2", "GB"]
+    assert rows["gpt2"][5:] == ["21.0", "GB"]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -88,8 +88,7 @@ class Op:
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         xp = common_namespace(self.name, tensors)
         arrays = tuple([x.array if isinstance(x, Tensor) else self._plain(x) for x in inputs])
-        recording = flags.recording
-        needs = tuple([recording and isinstance(x, Tensor) and x.requires_grad for x in inputs])
+        needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
         body = choose(self.name, xp, arrays, options) or self.raw
         try:
             with xp.quiet():
@@ -98,7 +97,7 @@ class Op:
             shapes = ", ".join(str(x.shape) if isinstance(x, Tensor) else repr(x) for x in inputs)
             error.add_note(f"in nplm op '{self.name}' with inputs {shapes} and options {options}")
             raise
-        if backward is None or True not in needs:
+        if backward is None or not flags.recording or True not in needs:
             return wrap(value, None)
         edges = tuple([(x.node, x.output) if need else None for x, need in zip(inputs, needs)])
         return wrap(value, self._node(xp, value, backward, edges, needs))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
-# From glibc's malloc.h. By default arrays above 128 KB go back to the system when they are freed, and
-# the next one costs a page fault for every 4 KB: a tenth of a small model's step.
+# From glibc's malloc.h. By default arrays above 128 KB go back to the system when they are freed,
+# and the next one costs a page fault for every 4 KB: a tenth of a small model's step.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _ALWAYS = (1 << 31) - 1
 _LARGEST = 1 << 25  # bytes; above, as for weights, an array is mapped and given back by itself

@@ -98,10 +98,8 @@ class Decoder(Module):
 
     def loss(self, features: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
         """(B, T, C), (B, T) int -> (), or (B T,): the loss of every token; makes no logits."""
-        rows = features.reshape(-1, features.shape[-1])
-        return F.linear_cross_entropy(
-            rows, self.head.weight, targets.reshape(-1), reduction=reduction
-        )
+        rows, t = features.reshape(-1, features.shape[-1]), targets.reshape(-1)
+        return F.linear_cross_entropy(rows, self.head.weight, t, reduction=reduction)
 
     def num_parameters(self) -> int:
         """Trainable numbers; a tied head counts once."""

@@ -17,7 +17,7 @@ from nplm.autograd.tensor import Tensor
 from nplm.backend import namespace_for
 from nplm.backend.dtypes import bool_, float32, float64, int32, int64
 from nplm.ops import elementwise, reduce, shape
-from nplm.ops.creation import size_of
+from nplm.ops.creation import order_of, size_of
 from nplm.ops.reduce import axes_of
 
 
@@ -279,8 +279,12 @@ def to_bool(input: Tensor) -> Tensor:
 
 
 def contiguous(input: Tensor) -> Tensor:
-    """The tensor itself: no nplm op asks for a memory layout."""
-    return input
+    """The tensor itself, or a copy whose axes stand in memory in their order, as in torch.
+
+    No op asks for it, but random numbers are drawn in the order of memory.
+    """
+    order, _ = order_of(input)
+    return input if list(order) == sorted(order) else copy_of(input)
 
 
 def clone(input: Tensor) -> Tensor:

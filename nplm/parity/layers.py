@@ -37,20 +37,10 @@ class Setting:
 
 SETTINGS: dict[str, list[Setting]] = {}
 
-_ROWS = "the bias's sum down the rows, as ops says of linear"
 _PRODUCTS = "a product of B * T terms, as ops says of linear's weight"
 REASONS: dict[str, Reason] = {
-    "Linear: gradient of bias": Reason(10, _ROWS),
-    "CausalSelfAttention: gradient of proj.bias": Reason(8, _ROWS),
-    "MLP: gradient of proj.bias": Reason(8, _ROWS),
-    "MLP: gradient of fc.bias": Reason(4, _ROWS),
-    "ModuleList: gradient of layers.0.bias": Reason(4, _ROWS),
-    "Sequential: gradient of 4.bias": Reason(8, _ROWS),
-    "RMSNorm: gradient of weight": Reason(10, "the sum down the rows, as ops says of rms_norm"),
-    "ModuleList: gradient of layers.2.weight": Reason(6, "RMSNorm's weight, as RMSNorm itself"),
     "Linear: gradient of weight": Reason(3, _PRODUCTS),
     "ModuleList: gradient of layers.0.weight": Reason(3, _PRODUCTS),
-    "Sequential: gradient of 4.weight": Reason(3, _PRODUCTS),
     "Tanh": Reason(3, "NumPy's tanh, as ops says"),
 }
 

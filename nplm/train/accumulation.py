@@ -59,8 +59,7 @@ def accumulate(
     divided = accumulate_in_shards(window, model, normalise, loss_fn) if into is None else None
     if divided is not None:  # the same sum, on all cores
         return WindowResult(divided, window.n_targets, len(window))
-    loss_fn = loss_fn or summed_cross_entropy
-    device = device_of(model)
+    loss_fn, device = loss_fn or summed_cross_entropy, device_of(model)
     total = window.n_targets  # counted on the host, before anything runs
     loss = tensor(0.0 if total else float("nan"), device=device)
     for batch, count in zip(window, window.counts):
