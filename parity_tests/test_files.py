@@ -353,18 +353,18 @@ def test_a_folder_behind_a_link_is_written_and_removed_there(tmp_path):
 MODULES = {"os", "os.path", "shutil", "io", "tempfile"}
 NO_CALLS_OF_FILES = {  # what these modules say and do without a file
     "getpid", "getenv", "fspath", "cpu_count", "StringIO", "BytesIO", "TextIOWrapper", "_exit",
-    "sched_getaffinity", "get_terminal_size", "basename", "dirname", "sysconf", "kill", "register_at_fork",
+    "sched_getaffinity", "get_terminal_size", "basename", "dirname", "sysconf", "kill",
+    "register_at_fork",
 }  # fmt: skip
-METHODS = {
-    "read_text", "read_bytes", "write_text", "write_bytes", "unlink", "mkdir", "rmdir", "touch",
-    "iterdir", "glob", "rglob", "is_file", "is_dir", "exists", "symlink_to", "tofile", "savez",
-    "fromfile", "memmap",
-}  # fmt: skip
+METHODS = set(
+    "read_text read_bytes write_text write_bytes unlink mkdir rmdir touch iterdir glob rglob "
+    "is_file is_dir exists symlink_to tofile savez fromfile memmap".split()  # noqa: SIM905
+)
 EXCEPTIONS = {
     ("cli/__init__.py", "os.open"): "a closed standard output becomes the null device at the end",
     ("cli/__init__.py", "os.dup2"): "likewise",
-    ("backend/threads.py", "?.read_text"): "the kernel's own pages about cores and quotas",
-    ("bench/machine.py", "?.read_text"): "likewise",
+    **dict.fromkeys([("backend/threads.py", "?.read_text"), ("bench/machine.py", "?.read_text")],
+                    "the kernel's own pages about cores, quotas and memory"),
     **dict.fromkeys(
         [("bench/rounds.py", c) for c in ("tempfile.TemporaryDirectory", "open", "os.remove")]
         + [("bench/rounds.py", "?.fromfile"), ("bench/worker.py", "?.fromfile"),

@@ -172,6 +172,18 @@ def test_a_forked_child_makes_threads_of_its_own():
     assert status == 0
 
 
+def test_the_switch_interval_is_put_back_by_the_last_of_two():
+    interval, inside, leave = sys.getswitchinterval(), threading.Event(), threading.Event()
+    other = threading.Thread(target=threads.run, args=([inside.set, lambda: leave.wait(9)],))
+    other.start()
+    assert inside.wait(9)
+    threads.run([lambda: None] * 2)
+    assert sys.getswitchinterval() < interval
+    leave.set()
+    other.join()
+    assert sys.getswitchinterval() == interval
+
+
 # ---- the BLAS ------------------------------------------------------------------------------------
 def blas_now():
     from threadpoolctl import threadpool_info

@@ -106,16 +106,15 @@ def run(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     """
     if len(tasks) == 1 or _here.alone:
         return [_alone(task) for task in tasks]
-    pool, interval = _pool_of(len(tasks) - 1), sys.getswitchinterval()
+    pool = _pool_of(len(tasks) - 1)
     futures: list[Future[Result]] = [  # NumPy's errstate travels in the context
         pool.submit(copy_context().run, _alone, task) for task in tasks[1:]
     ]
-    sys.setswitchinterval(min(interval, _SWITCH))
-    try:
-        first = _alone(tasks[0])
-    finally:
-        _wait_for(futures)
-        sys.setswitchinterval(interval)
+    with _quick_switches:
+        try:
+            first = _alone(tasks[0])
+        finally:
+            _wait_for(futures)
     return [first, *(future.result() for future in futures)]
 
 
@@ -159,6 +158,29 @@ def _pool_of(size: int) -> ThreadPoolExecutor:
     return _pool
 
 
+class _QuickSwitches:
+    """Python's threads change over sooner while anybody is inside; the last out puts it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, 0.0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.before = sys.getswitchinterval()
+                sys.setswitchinterval(min(self.before, _SWITCH))
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                sys.setswitchinterval(self.before)
+
+
+_quick_switches = _QuickSwitches()
+
+
 def _forget_pool() -> None:
     """A forked child has none of its parent's threads."""
     global _pool, _pool_size
@@ -190,7 +212,11 @@ def blas_is_held() -> bool:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """NumPy's products on one thread each inside the block; the BLAS is as it was after it."""
+    """NumPy's products on one thread each inside the block; the BLAS is as it was after it.
+
+    Whoever has set it puts it back, since OpenBLAS listens to the thread that asked first: of two
+    Python threads that train at once the other one does not wait, and gets a BLAS with all threads.
+    """
     global _blas_held
     if _blas_held or not can_hold_blas():
         yield
