@@ -223,6 +223,59 @@ def test_without_threadpoolctl_everything_runs_on_one_thread(monkeypatch):
     assert not shards.worthwhile(model, list(model.parameters()), window_of([4]))
 
 
+class Capped(Decoder):
+    """A decoder whose author has written `forward` alone."""
+
+    def forward(self, ids):
+        return super().forward(ids).tanh() * 2
+
+
+def test_a_forward_of_ones_own_is_the_one_that_is_trained_and_judged():
+    biased = model_of(tied=False)
+    biased.head = nplm.nn.Linear(16, 11, bias=True).double()
+    for model in (Capped(model_of().config).double(), biased):
+        window = window_of([4])
+        assert_equal(outcome(model, window, 2), outcome(model, window, 2, divided=False))
+        batches = SequentialWindows(np.arange(60) % 11, 8, 4)
+        found = evaluate(model, batches).loss
+        model.row_independent = False
+        assert_close(np.float64(found), np.float64(evaluate(model, batches).loss), THEOREM_64)
+
+
+def test_a_parameter_of_the_loss_function_gets_its_gradient_too():
+    model, window = model_of(), window_of([4, 4])
+    heat = nplm.nn.Parameter(nplm.tensor(0.7).double())
+
+    def loss_fn(logits, targets):
+        rows = (logits * heat).flatten(0, 1)
+        return F.cross_entropy(rows, targets.flatten(), reduction="sum")
+
+    got = []
+    for divided in (True, False):
+        heat.grad = None
+        outcome(model, window, 2, divided, loss_fn=loss_fn)
+        got.append(heat.grad.item())
+    assert_close(np.float64(got[0]), np.float64(got[1]), THEOREM_64)
+
+
+def test_all_but_a_large_head_may_be_frozen(monkeypatch):
+    monkeypatch.setattr(shards, "LARGE_TABLE", 4)
+    model = model_of(tied=False)
+    model.requires_grad_(False)
+    model.head.weight.requires_grad_(True)
+    threads.set_num_threads(2)
+    accumulate(window_of([4]), model)
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ["head.weight"]
+
+
+def test_a_new_parameter_on_old_memory_gets_the_gradient():
+    model, window = model_of(), window_of([4])
+    outcome(model, window, 2)
+    fc = model.blocks[0].mlp.fc
+    fc.weight = nplm.nn.Parameter(fc.weight.detach())
+    assert_equal(outcome(model, window, 2), outcome(model, window, 2, divided=False))
+
+
 # ---- errors --------------------------------------------------------------------------------------
 def test_an_error_in_a_shard_comes_out_in_the_caller():
     model = model_of()

@@ -26,9 +26,9 @@ def choose(name: str, xp: ModuleType, arrays: tuple[Any, ...], options: dict[str
     if flags.reference or _always_reference:
         return None
     if xp.name not in _kernels_loaded:  # the first dispatch to a backend loads its kernels
-        _kernels_loaded.add(xp.name)
         if find_spec(f"nplm.backend.{xp.name}_kernels"):
-            import_module(f"nplm.backend.{xp.name}_kernels")
+            import_module(f"nplm.backend.{xp.name}_kernels")  # another thread waits here for it
+        _kernels_loaded.add(xp.name)
     for when, kernel in OVERRIDES.get((name, xp.name), ()):
         if when is None or when(*arrays, **options):
             return kernel

@@ -15,6 +15,7 @@ from nplm.autograd.graph import Array, Edge, Node, flags
 from nplm.backend.scratch import scratch
 from nplm.backend.threads import blas_is_held, in_parts
 
+LARGE_ONEHOT = 1 << 22  # elements of a one-hot matrix; above, rows wait in any case
 LARGE_TABLE = 1 << 12  # rows; a table with more of them gets its rows' gradients later, by `settle`
 
 
@@ -63,7 +64,7 @@ class Sink:
         A large table is mostly untouched: zeros and a sum over it would cost more than the rows.
         """
         V = self.array.shape[0]
-        if V > LARGE_TABLE:
+        if V > LARGE_TABLE or V * len(ids) > LARGE_ONEHOT:
             self.waiting.append((ids, values))
             return
         hits = np.zeros((V, len(ids)), values.dtype)  # onehot^T: the sum is one product

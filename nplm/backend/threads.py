@@ -35,7 +35,8 @@ _here = _Here()
 _chosen: int | None = None
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
-_blas_held = 0  # how many `one_blas_thread` blocks are open
+_pool_lock = threading.Lock()
+_blas_held = 0  # 1 inside of a `one_blas_thread` block
 _blas: Any = None  # the BLAS libraries of this process, found once: finding them takes milliseconds
 
 
@@ -106,12 +107,13 @@ def run(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     """
     if len(tasks) == 1 or _here.alone:
         return [_alone(task) for task in tasks]
-    pool = _pool_of(len(tasks) - 1)
-    futures: list[Future[Result]] = [  # NumPy's errstate travels in the context
-        pool.submit(copy_context().run, _alone, task) for task in tasks[1:]
-    ]
+    futures: list[Future[Result]] = []
     with _quick_switches:
         try:
+            with _pool_lock:
+                pool = _pool_of(len(tasks) - 1)
+                for task in tasks[1:]:  # NumPy's errstate travels in the context
+                    futures.append(pool.submit(copy_context().run, _alone, task))
             first = _alone(tasks[0])
         finally:
             _wait_for(futures)
@@ -142,11 +144,15 @@ def _alone(task: Callable[[], Result]) -> Result:
 
 def _wait_for(futures: list[Future[Any]]) -> None:
     """Wait to the end even through Ctrl-C: nobody may write to our arrays once we have left."""
-    try:
-        wait(futures)
-    except BaseException:
-        wait(futures)
-        raise
+    interrupt: BaseException | None = None
+    while True:
+        try:
+            wait(futures)
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _pool_of(size: int) -> ThreadPoolExecutor:
@@ -182,9 +188,12 @@ _quick_switches = _QuickSwitches()
 
 
 def _forget_pool() -> None:
-    """A forked child has none of its parent's threads."""
-    global _pool, _pool_size
-    _pool, _pool_size = None, 0
+    """A forked child has none of its parent's threads, and nobody who would put anything back."""
+    global _pool, _pool_size, _pool_lock, _blas_held, _quick_switches
+    _pool, _pool_size, _pool_lock, _blas_held = None, 0, threading.Lock(), 0
+    if _quick_switches.users:
+        sys.setswitchinterval(_quick_switches.before)
+    _quick_switches = _QuickSwitches()
 
 
 if hasattr(os, "register_at_fork"):
@@ -214,8 +223,8 @@ def blas_is_held() -> bool:
 def one_blas_thread() -> Iterator[None]:
     """NumPy's products on one thread each inside the block; the BLAS is as it was after it.
 
-    Whoever has set it puts it back, since OpenBLAS listens to the thread that asked first: of two
-    Python threads that train at once the other one does not wait, and gets a BLAS with all threads.
+    Whoever has set it puts it back: OpenBLAS 0.3.31 does not obey another thread. So of two Python
+    threads that train at once, the second may find itself with a BLAS of many threads: slower.
     """
     global _blas_held
     if _blas_held or not can_hold_blas():

@@ -105,6 +105,7 @@ def prepare(config: TrainConfig, corpus: Corpus | None = None) -> Job:
     random.manual_seed(config.seed)
     model = Decoder(model_config).to(config.device, config.dtype)
     optimizer = parts.make_optimizer(config, model)
+    optimizer.flatten()
     schedule = config.schedule
     end = config.epochs if schedule.unit == "epoch" and config.epochs else total
     if (warmup := schedule.warmup_steps or 0) >= end:

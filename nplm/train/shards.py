@@ -22,6 +22,7 @@ from nplm.backend import threads
 from nplm.backend.memory import keep_freed_memory
 from nplm.data.loader import Batch, Window
 from nplm.nn import functional as F
+from nplm.nn.layers import Linear
 from nplm.nn.module import Module
 from nplm.nn.utils import device_of
 from nplm.ops import masks
@@ -63,6 +64,25 @@ def number_of_shards(rows: Sequence[int]) -> int:
     return n if even else 1
 
 
+def headless(model: Any) -> bool:
+    """Whether its loss is `model.loss(model.features(ids), targets)`, and no logits are needed.
+
+    So whoever has written `features` and `loss` has written `forward` too, and the head is plain.
+    """
+    owners = {
+        next((c for c in type(model).__mro__ if name in vars(c)), None)
+        for name in ("forward", "features", "loss")
+    }
+    head = getattr(model, "head", None)
+    plain = type(head) is Linear and head.bias is None and "forward" not in vars(head)
+    return len(owners) == 1 and None not in owners and plain and "forward" not in vars(model)
+
+
+def _memory(p: Any) -> Any:
+    """The array that a parameter's array is a part of, or itself."""
+    return p.array if p.array.base is None else p.array.base
+
+
 # ---- the buffers ---------------------------------------------------------------------------------
 class Buffers:
     """A flat gradient buffer for every shard, and in it a Sink for every parameter.
@@ -71,7 +91,11 @@ class Buffers:
     """
 
     def __init__(self, parameters: list[Any], n: int) -> None:
-        self.parameters = sorted(parameters, key=lambda p: p.array.__array_interface__["data"][0])
+        first: dict[int, int] = {}  # of each flat buffer: a parameter that lies in it
+        for i, p in enumerate(parameters):
+            first.setdefault(id(_memory(p)), i)
+        place = lambda p: (first[id(_memory(p))], p.array.__array_interface__["data"][0])  # noqa: E731
+        self.parameters = sorted(parameters, key=place)
         self.arrays = [p.array for p in self.parameters]  # another array there: other buffers
         ends = np.cumsum([0] + [p.array.size for p in self.parameters]).tolist()
         self.spans = list(zip(ends, ends[1:]))
@@ -85,9 +109,9 @@ class Buffers:
 
     def fits(self, parameters: list[Any], n: int) -> bool:
         """Whether they were made for these arrays and so many shards."""
-        return len(self.flat) == n and {id(p.array) for p in parameters} == set(
-            map(id, self.arrays)
-        )
+        alike = set(map(id, parameters)) == set(map(id, self.parameters))
+        now = [p.array for p in self.parameters]
+        return len(self.flat) == n and alike and all(a is b for a, b in zip(now, self.arrays))
 
     def table(self, shard: int) -> dict[Any, Sink]:
         """The sinks of one shard by the parameters' leaves, as `flags.sinks` wants them."""
@@ -165,10 +189,13 @@ def _in_modes(modes: Modes) -> Iterator[None]:
 class _Shard:
     """One thread's part of a window: which rows, which masks, where gradients go."""
 
-    def __init__(self, model: Any, loss_fn: LossFunction | None, buffers: Buffers, i: int) -> None:
+    def __init__(
+        self, model: Any, loss_fn: LossFunction | None, buffers: Buffers,
+        shared: masks.SharedMasks, i: int,
+    ) -> None:  # fmt: skip
         self.model, self.loss_fn, self.i, self.n = model, loss_fn, i, len(buffers.flat)
         self.table, self.store = buffers.table(i), buffers.store(i)
-        self.masks = masks.ShardOfMasks(masks.SharedMasks(self.n))
+        self.masks = masks.ShardOfMasks(shared)
         self.losses: list[Array] = []  # of each micro-batch
         self.features: Tensor | None = None
 
@@ -207,9 +234,9 @@ class _Shard:
 
     def backward(self, gradient: Array) -> None:
         """From the gradient of what the head read, (rows, T, C), down."""
-        assert self.features is not None
-        self.features.backward(Tensor(gradient), into=self.store)
-        self.features = None
+        features, self.features = self.features, None
+        if features is not None and features.requires_grad:  # else all below the head is frozen
+            features.backward(Tensor(gradient), into=self.store)
 
 
 def accumulate_in_shards(
@@ -223,7 +250,7 @@ def accumulate_in_shards(
     parameters = list(model.parameters())
     if not worthwhile(model, parameters, window):
         return None
-    if loss_fn is None and not hasattr(model, "features"):
+    if loss_fn is None and not headless(model):
         from nplm.train.accumulation import summed_cross_entropy as loss_fn  # it imports this file
     total = window.n_targets
     shares = [
@@ -234,9 +261,7 @@ def accumulate_in_shards(
     n = number_of_shards([len(batch.inputs) for batch in batches])
     buffers = buffers_of(model, parameters, n)
     shared, modes = masks.SharedMasks(n), _modes()
-    shards = [_Shard(model, loss_fn, buffers, i) for i in range(n)]
-    for shard in shards:
-        shard.masks.shared = shared
+    shards = [_Shard(model, loss_fn, buffers, shared, i) for i in range(n)]
 
     def everywhere(method: str, *args: Any) -> None:
         """Call a method of every shard, with one argument each where lists are given."""
@@ -261,6 +286,9 @@ def accumulate_in_shards(
     buffers.settle()
     buffers.add_up()
     buffers.hand_over()
+    for shard in shards:  # leaves of the loss function's own
+        for leaf, gradient in shard.store.items():
+            leaf.accumulate(gradient)
     return tensor(np.asarray(sum(loss * share for loss, share in zip(losses, shares))))
 
 
@@ -273,7 +301,7 @@ def _with_large_head(
     everywhere("forward", [batch] * len(shards))
     parts = [shard.features.array for shard in shards if shard.features is not None]
     features = Tensor(np.concatenate(parts), requires_grad=True)
-    store, loss = buffers.store(0), None
+    store, loss = shards[0].store, None
 
     def head() -> None:
         nonlocal loss
@@ -281,7 +309,7 @@ def _with_large_head(
         loss.backward(share, into=store)
 
     shards[0].here(_modes(), head)
-    gradient = store[features]
+    gradient = dict.pop(store, features)
     ends = np.cumsum([0] + [len(part) for part in parts]).tolist()
     everywhere("backward", [gradient[a:b] for a, b in zip(ends, ends[1:])])
     buffers.settle()
@@ -297,7 +325,8 @@ def token_losses(model: Any, batch: Batch) -> list[Array]:
     The parts of a model whose rows are independent are judged at once, each on a thread.
     """
     n, B, modes = 1, len(batch.inputs), _modes()
-    if getattr(model, "row_independent", False) and device_of(model) == "cpu":
+    divisible = getattr(model, "row_independent", False) and threads.can_hold_blas()
+    if divisible and device_of(model) == "cpu":
         n = number_of_shards([B]) if batch.inputs.size * _size(model) >= WORTHWHILE else 1
 
     def judge(start: int, stop: int) -> Array:
@@ -314,7 +343,7 @@ def token_losses(model: Any, batch: Batch) -> list[Array]:
 def _token_losses(model: Any, inputs: Array, targets: Array) -> Array:
     device = device_of(model)
     x, t = tensor(inputs, device=device), tensor(targets, device=device).reshape(-1)
-    if getattr(model, "row_independent", False) and hasattr(model, "loss"):
+    if getattr(model, "row_independent", False) and headless(model):
         return np.asarray(model.loss(model.features(x), t, reduction="none"))
     logits = model(x)  # (rows, T, V)
     rows = logits.reshape(-1, logits.shape[-1])

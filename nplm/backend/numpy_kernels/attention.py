@@ -133,8 +133,8 @@ def _softmax(p, later, ones):
     """Softmax over the last axis, in place; `later` masks the last columns.
 
     Subtracting the largest score of each row keeps exp from overflow, and takes longer than exp
-    itself. It is left out in heads where no score is beyond +-_REACH: decided for every head by
-    itself, so that bits do not depend on the tile that a head lies in.
+    itself. It is left out where no score is beyond +-_REACH: decided for the heads of a group at
+    once, so that bits do not depend on the tile that they lie in.
     """
     m = len(later)
     flat = p.reshape(*p.shape[:2], -1)  # (b, g, R m j)

@@ -43,6 +43,11 @@ def _by_rows(tile, body):
         body(i, min(i + step, tile.shape[0]))
 
 
+def _finite(top):
+    """A row's largest score, or 0 where all are -inf: -inf - -inf would be NaN."""
+    return np.where(top == -np.inf, top.dtype.type(0), top)
+
+
 def _scale_rows(tile, scale):
     def body(i, j):
         tile[i:j] *= scale[i:j, None]
@@ -68,8 +73,7 @@ def _exponentials(x, weight, targets, span, top=None, at_target=None):
         part = tile[i:j]
         if top is None:
             np.max(part, axis=1, out=own[i:j])
-            own[i:j][own[i:j] == -np.inf] = 0.0  # -inf - -inf would be NaN
-        part -= own[i:j, None]
+        part -= _finite(own[i:j])[:, None]
         np.exp(part, out=part)
         np.matmul(part, ones, out=sums[i:j])
 
@@ -94,7 +98,7 @@ def linear_cross_entropy(xp, x, weight, targets, ignore_index=-100, reduction="m
             kept[k] = tile if N * V <= KEEP else None
 
     _shared(len(spans), forward)
-    top = tops.max(axis=0)  # (N,)
+    top = _finite(tops.max(axis=0))  # (N,)
     sums *= np.exp(tops - top)
     total = sums.sum(axis=0)
     losses = np.log(total) + top - at_target
