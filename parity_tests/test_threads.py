@@ -156,7 +156,9 @@ def test_parts_cover_everything_once(n, least, k):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_makes_threads_of_its_own():
-    threads.run([lambda: 0] * 3)
+    barrier = threading.Barrier(3)
+    threads.run([lambda: barrier.wait(9)] * 3)  # two threads of the pool were needed at once
+    time.sleep(0.05)  # and wait for work now
     child = os.fork()
     if child == 0:
         os._exit(0 if threads.run([lambda: 1] * 3) == [1, 1, 1] else 1)
