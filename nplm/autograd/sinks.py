@@ -13,8 +13,9 @@ import numpy as np
 
 from nplm.autograd.graph import Array, Edge, Node, flags
 from nplm.backend.scratch import scratch
-from nplm.backend.threads import blas_is_held, in_parts
+from nplm.backend.threads import products_in_parts
 
+LEAST = 64  # rows of a product below which a second thread does not pay
 LARGE_ONEHOT = 1 << 22  # elements of a one-hot matrix; above, rows wait in any case
 LARGE_TABLE = 1 << 12  # rows; a table with more of them gets its rows' gradients later, by `settle`
 
@@ -53,10 +54,7 @@ class Sink:
             else:
                 np.matmul(a[low:high], b, out=place)
 
-        if blas_is_held():
-            in_parts(len(a), rows, 64)
-        else:
-            rows(0, len(a))
+        products_in_parts(len(a), rows, LEAST)
 
     def add_rows(self, ids: np.ndarray, values: np.ndarray) -> None:
         """Add values[i] (N, C) to row ids[i]: at once for a small table, when settled for a large.

@@ -219,6 +219,14 @@ def blas_is_held() -> bool:
     return _blas_held > 0
 
 
+def products_in_parts(n: int, body: Callable[[int, int], Any], least: int = 1) -> None:
+    """`in_parts` for a body that makes products: in one part while the BLAS has its own threads."""
+    if blas_is_held():
+        in_parts(n, body, least)
+    elif n > 0:
+        body(0, n)
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """NumPy's products on one thread each inside the block; the BLAS is as it was after it.

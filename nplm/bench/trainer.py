@@ -37,8 +37,7 @@ class Trainer:
         self.setting = setting
         self.model: Module = Decoder(setting.model)
         self.optimizer = AdamW(decay_groups(self.model, WEIGHT_DECAY), lr=LR, betas=BETAS)
-        if hasattr(self.optimizer, "flatten"):
-            self.optimizer.flatten()
+        self.optimizer.flatten()
         self.window = Window(setting.batches())
 
     def versions(self) -> dict[str, str]:

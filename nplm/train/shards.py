@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,7 +28,9 @@ from nplm.nn.utils import device_of
 from nplm.ops import masks
 from nplm.optim.flat import add_buffers
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from nplm.train.accumulation import LossFunction
+
 Array = npt.NDArray[Any]
 
 # Parameters times tokens of a micro-batch from which on a second thread pays: below, most of a step

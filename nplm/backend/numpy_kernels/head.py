@@ -10,7 +10,7 @@ from nplm.autograd.op import override
 from nplm.autograd.sinks import Sink
 from nplm.backend.numpy_kernels.linear import product
 from nplm.backend.scratch import scratch
-from nplm.backend.threads import blas_is_held, in_parts, team
+from nplm.backend.threads import products_in_parts, team
 
 TILE = 2048  # classes of a tile
 CHUNK = 1 << 17  # elements that exp and its neighbours work on at a time: they stay in the cache
@@ -111,19 +111,18 @@ def linear_cross_entropy(xp, x, weight, targets, ignore_index=-100, reduction="m
         if needs[1] and not isinstance(into, Sink):
             dweight = np.empty(weight.shape, weight.dtype)
             into = Sink(dweight)
-        parts = []
+        parts, share = [], d / total
 
         def tiles(start, stop):
             dx = None
             for k in range(start, stop):
                 a, b = spans[k]
                 tile, kept[k] = kept[k], None
-                scale = d / total
                 if tile is None:
                     tile, *_ = _exponentials(x, weight, targets, spans[k], top)
+                    _scale_rows(tile, share)
                 else:
-                    scale = scale * np.exp(tops[k] - top)
-                _scale_rows(tile, scale)
+                    _scale_rows(tile, share * np.exp(tops[k] - top))
                 rows = np.flatnonzero((targets >= a) & (targets < b) & counted)
                 tile[rows, targets[rows] - a] -= d[rows]
                 if needs[1]:
@@ -147,9 +146,9 @@ def linear_cross_entropy(xp, x, weight, targets, ignore_index=-100, reduction="m
 
 
 def _shared(n, body):
-    """Over the threads if there are tiles for all and the BLAS has one thread, else here."""
-    if blas_is_held() and n >= team():
-        in_parts(n, body)
+    """Over the threads if there are tiles for all of them, else here: products split their rows."""
+    if n >= team():
+        products_in_parts(n, body)
     else:
         body(0, n)
 

@@ -5,19 +5,14 @@ import math
 import numpy as np
 
 from nplm.autograd.op import override
-from nplm.autograd.sinks import Sink
-from nplm.backend.threads import blas_is_held, in_parts
-
-LEAST = 64  # rows of a product below which a second thread does not pay
+from nplm.autograd.sinks import LEAST, Sink
+from nplm.backend.threads import products_in_parts
 
 
 def product(a, b):
     """a (N, K) @ b (K, M), its rows over the threads when the BLAS has only one."""
     out = np.empty((a.shape[0], b.shape[1]), a.dtype)
-    if blas_is_held():
-        in_parts(a.shape[0], lambda i, j: np.matmul(a[i:j], b, out=out[i:j]), LEAST)
-    else:
-        np.matmul(a, b, out=out)
+    products_in_parts(len(a), lambda i, j: np.matmul(a[i:j], b, out=out[i:j]), LEAST)
     return out
 
 
