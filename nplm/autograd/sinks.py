@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nplm.autograd.graph import Array, Edge, Node, flags
+from nplm.backend.numpy import add_rows
 from nplm.backend.scratch import scratch
 from nplm.backend.threads import products_in_parts
 
@@ -79,13 +80,7 @@ class Sink:
             self.array[...] = 0.0
             self.filled = True
         for ids, values in waiting:
-            order = np.argsort(ids, kind="stable")
-            ordered = ids[order]
-            starts = np.flatnonzero(
-                np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ids)]
-            )
-            if len(starts):
-                self.array[ordered[starts]] += np.add.reduceat(values[order], starts, axis=0)
+            add_rows(self.array, values, ids)
 
 
 def sinks_of(edges: tuple[Edge | None, ...], needs: tuple[bool, ...]) -> tuple[Any, ...]:

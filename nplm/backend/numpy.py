@@ -252,9 +252,14 @@ def take_rows(table, ids):
 
 def sum_rows(values, ids, n):
     out = np.zeros((n, values.shape[1]), values.dtype)
+    add_rows(out, values, ids)
+    return out
+
+
+def add_rows(out, values, ids):
+    """out[ids[i]] += values[i], repeats counted: for sums of gradients, not an op's business."""
     order = np.argsort(ids, kind="stable")  # equal ids stand together, in their own order
     ids = ids[order]
     starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])[: len(ids)])
     if len(starts):
-        out[ids[starts]] = np.add.reduceat(values[order], starts, axis=0)
-    return out
+        out[ids[starts]] += np.add.reduceat(values[order], starts, axis=0)
