@@ -67,6 +67,16 @@ SPEED = [
             "p *= 1 - lr * weight_decay", "p *= 1 - weight_decay",
             "test_flat_buffers.py::test_adam_over_runs_has_the_bits_of_its_reference"),
     _parity("runs ignore the count of steps", "nplm/backend/numpy_kernels/updates.py",
-            "keys[i] == keys[last] and ", "",
+            "groupby(group, keys.__getitem__)", "[(keys[group[0]], group)]",
             "test_flat_buffers.py::test_flat_lists_are_one_run_and_every_list_has_to_be_flat"),
+    _parity("an array is taken for the one that was there", "nplm/backend/numpy_kernels/updates.py",
+            "[there() is here for", "[True for",
+            "test_threads.py::"
+            "test_known_neighbours_are_looked_for_again_when_an_array_is_another"),
+    _parity("runs keep memory that nobody has", "nplm/backend/numpy_kernels/updates.py",
+            "[ref(x, forget) for x in arrays]", "[ref(x) for x in arrays]",
+            "test_threads.py::test_what_is_known_about_arrays_ends_with_them"),
+    _parity("a second bias's gradient overwrites the first", "nplm/autograd/sinks.py",
+            "self.array += np.matmul(every, rows)", "np.matmul(every, rows, out=self.array)",
+            _THEOREM),
 ]  # fmt: skip

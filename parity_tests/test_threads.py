@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 import nplm
 from nplm.backend import threads
-from nplm.backend.scratch import scratch
+from nplm.backend.numpy_kernels import updates
+from nplm.backend.scratch import ones, scratch
 from nplm.errors import ConfigError
+from nplm.optim.flat import flatten
 
 pytestmark = pytest.mark.step
 
@@ -217,8 +220,52 @@ def test_scratch_is_reused_by_name_dtype_and_thread():
     assert np.shares_memory(one, scratch("test", (2, 5), np.float32))
     assert not np.shares_memory(one, scratch("test", (3, 4), np.float64))
     assert not np.shares_memory(one, scratch("another", (3, 4), np.float32))
+    assert scratch("test", (3, 4), np.float32) is scratch("test", (3, 4), np.float32)
     larger = scratch("test", (100,), np.float32)
+    assert larger.shape == (100,)
     assert np.shares_memory(larger, scratch("test", (3, 4), np.float32))
     barrier = threading.Barrier(2)  # both at once: a pool's thread may else serve twice
     both = threads.run([lambda: (barrier.wait(9), scratch("test", (9,), np.float32))[1]] * 2)
     assert not np.shares_memory(*both)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype("float32"), np.dtype("float64")])
+def test_ones_are_so_many_of_their_dtype_and_nobody_can_write_to_them(dtype):
+    for n in (3, 0, 5000, 7):
+        one = ones(n, dtype)
+        assert one.dtype == dtype
+        np.testing.assert_array_equal(one, np.ones(n))
+    with pytest.raises(ValueError, match="read-only"):
+        one[0] = 2
+
+
+# ---- what an update remembers --------------------------------------------------------------------
+def neighbours():
+    """Three arrays that follow each other in memory, as they are after `flatten`."""
+    tensors = [nplm.zeros(n) for n in (2, 3, 4)]
+    flatten(tensors)
+    return [t.array for t in tensors]
+
+
+def test_known_neighbours_are_looked_for_again_when_an_array_is_another():
+    p, g = neighbours(), neighbours()
+    (before,) = updates.runs([0, 0, 0], p, g)
+    (again,) = updates.runs([1, 1, 1], p, g)
+    assert again.key == 1
+    assert all(x is y for x, y in zip(before.arrays, again.arrays))
+    kept = g[1]  # alive, so that nothing else says that it is gone
+    g[1] = kept.copy()
+    found = updates.runs([0, 0, 0], p, g)
+    assert [run.arrays[0].size for run in found] == [2, 3, 4]
+    assert np.shares_memory(found[1].arrays[1], g[1])
+
+
+def test_what_is_known_about_arrays_ends_with_them():
+    p, g = neighbours(), neighbours()
+    updates.runs([0, 0, 0], p, g)
+    place, memory = (2, id(p[0])), weakref.ref(g[0].base)
+    assert place in updates._known
+    del g[0]  # one of them is enough
+    assert place not in updates._known
+    g.clear()
+    assert memory() is None

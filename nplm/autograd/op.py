@@ -64,10 +64,10 @@ class Op:
 
     def split(self, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
         """The array arguments; positional options move into `options`."""
-        if self.variadic:
-            return args
         n = len(self.array_names)
-        for theirs, ours in zip(("input", "other"), self.array_names) if options else ():
+        if self.variadic or (not options and len(args) <= n):
+            return args
+        for theirs, ours in zip(("input", "other"), self.array_names):
             if theirs in options:  # torch's names for x and y
                 options[ours] = options.pop(theirs)
         if len(args) > n:
@@ -88,7 +88,6 @@ class Op:
         tensors = [x for x in inputs if isinstance(x, Tensor)]
         xp = common_namespace(self.name, tensors)
         arrays = tuple([x.array if isinstance(x, Tensor) else self._plain(x) for x in inputs])
-        needs = tuple([isinstance(x, Tensor) and x.requires_grad for x in inputs])
         body = choose(self.name, xp, arrays, options) or self.raw
         try:
             with xp.quiet():
@@ -97,10 +96,12 @@ class Op:
             shapes = ", ".join(str(x.shape) if isinstance(x, Tensor) else repr(x) for x in inputs)
             error.add_note(f"in nplm op '{self.name}' with inputs {shapes} and options {options}")
             raise
-        if backward is None or not flags.recording or True not in needs:
+        if backward is None or not flags.recording:
             return wrap(value, None)
-        edges = tuple([(x.node, x.output) if need else None for x, need in zip(inputs, needs)])
-        return wrap(value, self._node(xp, value, backward, edges, needs))
+        edges = tuple([
+            (x.node, x.output) if isinstance(x, Tensor) and x.node else None for x in inputs
+        ])  # fmt: skip
+        return wrap(value, self._node(xp, value, backward, edges) if any(edges) else None)
 
     def _plain(self, x: Any) -> Any:
         if x is None or (isinstance(x, bool | int | float) and not isinstance(x, np.generic)):
@@ -112,8 +113,9 @@ class Op:
             "wrap it with nplm.tensor(...)"
         )
 
-    def _node(self, xp: Any, value: Any, backward: Any, edges: Any, needs: Any) -> Node:
-        call = partial(backward, needs=sinks_of(edges, needs)) if self.wants_needs else backward
+    def _node(self, xp: Any, value: Any, backward: Any, edges: Any) -> Node:
+        needs = sinks_of(edges, tuple([edge is not None for edge in edges]))
+        call = partial(backward, needs=needs) if self.wants_needs else backward
         if not isinstance(value, tuple):
             return Node(self.name, edges, call)
         like = [(v.shape, v.dtype) for v in value]  # outputs that nobody used send zeros

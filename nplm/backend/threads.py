@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
@@ -125,8 +125,8 @@ def in_parts(n: int, body: Callable[[int, int], Any], least: int = 1) -> None:
 
     Only for bodies whose parts write to different memory.
     """
-    parts = max(1, min(team(), n // max(least, 1)))
-    if parts == 1:
+    parts = 1 if _here.alone else min(get_num_threads(), n // max(least, 1))
+    if parts <= 1:
         if n > 0:
             body(0, n)
         return
@@ -145,12 +145,12 @@ def _alone(task: Callable[[], Result]) -> Result:
 def _wait_for(futures: list[Future[Any]]) -> None:
     """Wait to the end even through Ctrl-C: nobody may write to our arrays once we have left."""
     interrupt: BaseException | None = None
-    while True:
-        try:
-            wait(futures)
-            break
-        except KeyboardInterrupt as error:
-            interrupt = error
+    for future in futures:
+        while not future.done():
+            try:
+                future.exception()  # waits; a task's own error stays in the future
+            except KeyboardInterrupt as error:
+                interrupt = error
     if interrupt is not None:
         raise interrupt
 

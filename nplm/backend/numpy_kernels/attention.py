@@ -9,7 +9,7 @@ import numpy as np
 
 from nplm.autograd.op import override
 from nplm.backend import threads
-from nplm.backend.scratch import scratch
+from nplm.backend.scratch import ones, scratch
 
 _BLOCK = 64  # query rows at a time; 32 and 128 are slower by 2 and 12 %
 _TILE = 1 << 18  # scores of a block in all heads of a tile: its scratch takes 1 MB in float32
@@ -117,19 +117,19 @@ def _of_tile(drop, at):
 def _forward(q, k, v, scale, drop, y):
     """Fill y (b, g, R, T, E) of one tile; return p, a list of (b, g, R, j - i, j) for rows i..j."""
     T, blocks = q.shape[-2], []
-    keys, ones = k.swapaxes(-1, -2), np.ones(T, q.dtype)
+    keys = k.swapaxes(-1, -2)
     for i in range(0, T, _BLOCK):
         j = min(i + _BLOCK, T)
         p = np.matmul(q[..., i:j, :], keys[..., :j])
         p *= scale
-        _softmax(p, _LATER[p.dtype][: j - i, : j - i], ones[:j])
+        _softmax(p, _LATER[p.dtype][: j - i, : j - i], ones(j, p.dtype))
         blocks.append(p)
         p = p if drop is None else _dropped(p, drop)
         np.matmul(p, v[..., :j, :], out=y[..., i:j, :])
     return blocks
 
 
-def _softmax(p, later, ones):
+def _softmax(p, later, each):
     """Softmax over the last axis, in place; `later` masks the last columns.
 
     Subtracting the largest score of each row keeps exp from overflow, and takes longer than exp
@@ -145,7 +145,7 @@ def _softmax(p, later, ones):
         top = p.max(-1, keepdims=True)
         p -= np.where(near[..., None, None, None] | (top == -math.inf), p.dtype.type(0), top)
     np.exp(p, out=p)
-    total = np.matmul(p, ones)[..., None]
+    total = np.matmul(p, each)[..., None]
     if not all_near:
         total[total == 0] = 1  # a row whose scores are all -inf gives 0
     p *= np.reciprocal(total, out=total)

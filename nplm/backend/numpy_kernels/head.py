@@ -9,7 +9,7 @@ import numpy as np
 from nplm.autograd.op import override
 from nplm.autograd.sinks import Sink
 from nplm.backend.numpy_kernels.linear import product
-from nplm.backend.scratch import scratch
+from nplm.backend.scratch import ones, scratch
 from nplm.backend.threads import products_in_parts, team
 
 TILE = 2048  # classes of a tile
@@ -67,7 +67,7 @@ def _exponentials(x, weight, targets, span, top=None, at_target=None):
         at_target[rows] = tile[rows, targets[rows] - a]
     N = len(x)
     own = np.empty(N, x.dtype) if top is None else top
-    sums, ones = np.empty(N, x.dtype), np.ones(b - a, x.dtype)
+    sums = np.empty(N, x.dtype)
 
     def body(i, j):
         part = tile[i:j]
@@ -75,7 +75,7 @@ def _exponentials(x, weight, targets, span, top=None, at_target=None):
             np.max(part, axis=1, out=own[i:j])
         part -= _finite(own[i:j])[:, None]
         np.exp(part, out=part)
-        np.matmul(part, ones, out=sums[i:j])
+        np.matmul(part, ones(b - a, x.dtype), out=sums[i:j])
 
     _by_rows(tile, body)
     return tile, own, sums
@@ -133,7 +133,7 @@ def linear_cross_entropy(xp, x, weight, targets, ignore_index=-100, reduction="m
 
         _shared(len(spans), tiles)
         if needs[1]:
-            into.filled = True
+            into.complete()
         dx = None
         for _, part in sorted(parts, key=lambda p: p[0]):  # in this order, whoever came first
             dx = part if dx is None else np.add(dx, part, out=dx)

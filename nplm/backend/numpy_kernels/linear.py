@@ -6,6 +6,7 @@ import numpy as np
 
 from nplm.autograd.op import override
 from nplm.autograd.sinks import LEAST, Sink
+from nplm.backend.scratch import ones
 from nplm.backend.threads import products_in_parts
 
 
@@ -20,9 +21,16 @@ def weight_gradient(need, dy, x):
     """dy^T x (O, I) for whoever needs it: into a sink, then None is left to return."""
     if isinstance(need, Sink):
         need.add_product(dy.T, x)
-        need.filled = True
+        need.complete()
         return None
     return product(dy.T, x) if need else None
+
+
+def bias_gradient(need, dy):
+    """The sum of dy (N, O) over its rows, for whoever needs it: likewise."""
+    if isinstance(need, Sink):
+        return need.add_sum(dy)
+    return np.matmul(ones(len(dy), dy.dtype), dy) if need else None
 
 
 def _fits(x, weight, bias=None):
@@ -48,10 +56,7 @@ def linear(xp, x, weight, bias=None):
         dy = dy.reshape(N, O)
         dx = product(dy, weight).reshape(x.shape) if needs[0] else None
         dweight = weight_gradient(needs[1], dy, rows)
-        dbias = None
-        if bias is not None and needs[2]:
-            dbias = np.matmul(np.ones(N, dy.dtype), dy)  # as a product: 3 times as fast as a sum
-        return dx, dweight, dbias
+        return dx, dweight, None if bias is None else bias_gradient(needs[2], dy)
 
     return y.reshape(*x.shape[:-1], O), backward
 

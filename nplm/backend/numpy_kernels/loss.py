@@ -4,6 +4,7 @@ import numpy as np
 
 from nplm.autograd.op import override
 from nplm.backend.numpy_kernels.tiles import in_tiles
+from nplm.backend.scratch import ones
 
 
 def _fits(logits, targets, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
@@ -30,14 +31,13 @@ def cross_entropy(
     safe, rows = np.where(counted, targets, 0), np.arange(N)
     e = np.empty((N, V), logits.dtype)
     total, losses = np.empty((2, N), logits.dtype)
-    ones = np.ones(V, logits.dtype)
 
     def forward(i, j):
         z = e[i:j]
         np.subtract(logits[i:j], np.max(logits[i:j], axis=1, keepdims=True), out=z)
         at_target = z[rows[: j - i], safe[i:j]]
         np.exp(z, out=z)
-        np.matmul(z, ones, out=total[i:j])
+        np.matmul(z, ones(V, z.dtype), out=total[i:j])
         np.subtract(np.log(total[i:j]), at_target, out=losses[i:j])
 
     in_tiles(N, V, forward)

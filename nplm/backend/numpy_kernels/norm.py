@@ -9,7 +9,7 @@ import numpy as np
 
 from nplm.autograd.op import override
 from nplm.backend.numpy_kernels.tiles import in_tiles
-from nplm.backend.scratch import scratch
+from nplm.backend.scratch import ones, scratch
 
 
 def _fits(x, weight=None, bias=None, n_axes=1, eps=0.0):
@@ -18,8 +18,10 @@ def _fits(x, weight=None, bias=None, n_axes=1, eps=0.0):
         and x.dtype.kind == "f"
         and 0 < n_axes <= x.ndim
         and all(
-            v is None or (v.dtype == x.dtype and v.shape == x.shape[x.ndim - n_axes :])
-            for v in (weight, bias)
+            [
+                v is None or (v.dtype == x.dtype and v.shape == x.shape[x.ndim - n_axes :])
+                for v in (weight, bias)
+            ]
         )
     )
 
@@ -43,24 +45,23 @@ def _norm(x, weight, bias, n_axes, eps, centred):
     N = x.size // C
     rows, w = x.reshape(N, C), None if weight is None else weight.reshape(C)
     n, inv, y = np.empty((N, C), x.dtype), np.empty(N, x.dtype), np.empty((N, C), x.dtype)
-    ones = np.ones(C, x.dtype)
+    b = None if bias is None else bias.reshape(C)
 
     def forward(i, j):
+        row, normal, scale, out = rows[i:j], n[i:j], inv[i:j], y[i:j]
         if centred:
-            mean = np.matmul(rows[i:j], ones)
+            mean = np.matmul(row, ones(C, x.dtype))
             mean /= C
-            row = np.subtract(rows[i:j], mean[:, None], out=n[i:j])
-        else:
-            row = rows[i:j]
-        scale = np.vecdot(row, row, out=inv[i:j])
+            row = np.subtract(row, mean[:, None], out=normal)
+        np.vecdot(row, row, out=scale)
         scale /= C
         scale += eps
         np.sqrt(scale, out=scale)
         np.divide(1.0, scale, out=scale)
-        np.multiply(row, scale[:, None], out=n[i:j])
-        np.multiply(n[i:j], 1.0 if w is None else w, out=y[i:j])
-        if bias is not None:
-            y[i:j] += bias.reshape(C)
+        np.multiply(row, scale[:, None], out=normal)
+        np.multiply(normal, 1.0 if w is None else w, out=out)
+        if b is not None:
+            out += b
 
     in_tiles(N, C, forward)
 
@@ -78,17 +79,17 @@ def _gradients(n, inv, weight, biased, centred, dy):
     dx = inv (dn - mean(dn) - n mean(dn n)) with dn = dy weight; no mean(dn) if not `centred`
     """
     N, C = n.shape
-    w = np.ones(C, n.dtype) if weight is None else weight
+    w = ones(C, n.dtype) if weight is None else weight
     by_tile = {}  # its first row: (sum(dy n), sum(dy)) over its rows
 
     def tile(i, j):
-        dx, d, ones = n[i:j], dy[i:j], np.ones(j - i, n.dtype)
+        dx, d, every = n[i:j], dy[i:j], ones(j - i, n.dtype)
         t = np.multiply(d, dx, out=scratch("norm", d.shape, d.dtype))
         along = np.matmul(t, w)
         along /= -C  # - mean(dn n)
         by_tile[i] = (
-            None if weight is None else np.matmul(ones, t),
-            np.matmul(ones, d) if biased else None,
+            None if weight is None else np.matmul(every, t),
+            np.matmul(every, d) if biased else None,
         )
         dx *= along[:, None]
         if centred:

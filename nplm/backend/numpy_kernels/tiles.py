@@ -23,6 +23,9 @@ def in_tiles(n: int, width: int, body: Callable[[int, int], Any]) -> None:
     """
 
     def part(start: int, stop: int) -> None:
+        if (stop - start) * width <= TILE:
+            body(start, stop)
+            return
         tiles = min(stop - start, -(-(stop - start) * width // TILE))
         ends = [start + (stop - start) * k // tiles for k in range(tiles + 1)]
         for i, j in zip(ends, ends[1:]):

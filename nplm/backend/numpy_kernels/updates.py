@@ -7,7 +7,9 @@ are the bits, on any number of threads; only a norm is summed in another order.
 import math
 from collections.abc import Callable, Sequence
 from ctypes import addressof, c_char
+from itertools import chain, groupby
 from typing import Any, NamedTuple
+from weakref import ReferenceType, ref
 
 import numpy as np
 
@@ -29,25 +31,67 @@ class Run(NamedTuple):
     arrays: list[np.ndarray]
 
 
+class _Known(NamedTuple):
+    """What lies side by side in some lists: the next step brings the same arrays."""
+
+    arrays: list[ReferenceType[np.ndarray]]  # of all lists in a row; one that dies ends all this
+    groups: list[list[int]]  # the places in the lists, neighbours together
+    joined: list[list[np.ndarray]]  # each group's arrays, as _joined; nothing for one by itself
+
+
+_known: dict[tuple[int, int], _Known] = {}
+
+
 def runs(keys: Sequence[Any], *lists: list[np.ndarray]) -> list[Run]:
     """The i-th arrays of all lists and the i-th key; neighbours with equal keys as one long Run.
 
     Neighbours follow each other in memory in every list, as views of one 1-d array that
     optim/flat.py makes. Arrays without elements are left out.
     """
-    found: list[list[int]] = []  # the places in the lists, neighbours together
+    if not lists[0]:
+        return []
+    arrays, place = list(chain(*lists)), (len(lists), id(lists[0][0]))
+    known = _known.get(place)
+    if known is None or len(known.arrays) != len(arrays) or not all(
+        [there() is here for there, here in zip(known.arrays, arrays)]
+    ):  # fmt: skip
+        known = _known[place] = _look(place, arrays, lists)
+    found = []
+    for group, joined in zip(known.groups, known.joined):
+        for key, places in groupby(group, keys.__getitem__):
+            some = list(places)
+            if not joined or len(some) < len(group):
+                found.append(Run(key, _joined([[x[i] for i in some] for x in lists])))
+            else:
+                found.append(Run(key, joined))
+    return found
+
+
+def _look(
+    place: tuple[int, int], arrays: list[np.ndarray], lists: Sequence[list[np.ndarray]]
+) -> _Known:
+    """Find the neighbours, whose addresses cost more than all else that is asked of small arrays.
+
+    Whether they can be written to is asked here and not again.
+    """
+    groups: list[list[int]] = []
     ends: list[int] = []
-    for i, arrays in enumerate(zip(*lists)):
-        if not arrays[0].size:
+    for i, each in enumerate(zip(*lists)):
+        if not each[0].size:
             continue
-        starts = [_address(x) for x in arrays]
-        last = found[-1][-1] if starts == ends else -1
-        if last >= 0 and keys[i] == keys[last] and all(x[i].base is x[last].base for x in lists):
-            found[-1].append(i)
+        starts = [_address(x) for x in each]
+        last = groups[-1][-1] if starts == ends else -1
+        if last >= 0 and all(x[i].base is x[last].base for x in lists):
+            groups[-1].append(i)
         else:
-            found.append([i])
-        ends = [start + x.nbytes for start, x in zip(starts, arrays)]
-    return [Run(keys[group[0]], _joined([[x[i] for i in group] for x in lists])) for group in found]
+            groups.append([i])
+        ends = [start + x.nbytes for start, x in zip(starts, each)]
+    joined = [_joined([[x[i] for i in g] for x in lists]) if len(g) > 1 else [] for g in groups]
+
+    def forget(_: object) -> None:  # else a joined view would keep memory that nobody has
+        _known.pop(place, None)
+
+    return _Known([ref(x, forget) for x in arrays], groups, joined)
 
 
 def _address(x: Any) -> int:
