@@ -1,7 +1,7 @@
 """A window of micro-batches over threads: every shard has rows of each batch and a tape of its own.
 
-Read accumulation.py before; the gradient is the same sum.  Gradients are written into one flat
-buffer a shard and added up in the order of the shards: bits depend on their number alone.
+Read accumulation.py before; the gradient is the same sum.  All shards write into one flat buffer,
+in an order that autograd/sinks.py keeps: bits depend on the number of shards alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nplm.autograd.factory import tensor
 from nplm.autograd.graph import flags
-from nplm.autograd.sinks import LARGE_TABLE, Sink, SinkStore
+from nplm.autograd.sinks import LARGE_TABLE, ShardSink, SharedSink, Sink, SinkStore
 from nplm.autograd.tensor import Tensor
 from nplm.backend import threads
 from nplm.backend.memory import keep_freed_memory
@@ -26,7 +26,7 @@ from nplm.nn.layers import Linear
 from nplm.nn.module import Module
 from nplm.nn.utils import device_of
 from nplm.ops import masks
-from nplm.optim.flat import add_buffers
+from nplm.train import torch_steps
 
 if TYPE_CHECKING:
     from nplm.train.accumulation import LossFunction
@@ -46,11 +46,12 @@ def worthwhile(model: Module, parameters: list[Any], window: Window[Batch]) -> b
     large enough, and nobody watches its gradients or has some already."""
     if not getattr(model, "row_independent", False) or not threads.can_hold_blas():
         return False
-    size = sum([p.numel() for p in parameters])
+    if not all([p.grad is None and not p.hooks and p.xp.name == "numpy" for p in parameters]):
+        return False
+    size = sum([p.array.size for p in parameters])
     return (
         window.n_targets > 0
         and all(size * batch.inputs.size >= WORTHWHILE for batch in window)
-        and all([p.grad is None and not p.hooks and p.xp.name == "numpy" for p in parameters])
         and len({p.array.dtype for p in parameters}) == 1
     )
 
@@ -85,9 +86,9 @@ def _memory(p: Any) -> Any:
     return p.array if p.array.base is None else p.array.base
 
 
-# ---- the buffers ---------------------------------------------------------------------------------
-class Buffers:
-    """A flat gradient buffer for every shard, and in it a Sink for every parameter.
+# ---- the buffer ----------------------------------------------------------------------------------
+class Buffer:
+    """A flat gradient buffer, in it a Sink for every parameter, and each shard's side of it.
 
     The order is that of the parameters' memory, so that flat parameters have flat gradients.
     """
@@ -98,73 +99,58 @@ class Buffers:
             first.setdefault(id(_memory(p)), i)
         place = lambda p: (first[id(_memory(p))], p.array.__array_interface__["data"][0])  # noqa: E731
         self.parameters = sorted(parameters, key=place)
-        self.arrays = [p.array for p in self.parameters]  # another array there: other buffers
+        self.arrays = [p.array for p in self.parameters]  # another array there: another buffer
         ends = np.cumsum([0] + [p.array.size for p in self.parameters]).tolist()
-        self.spans = list(zip(ends, ends[1:]))
-        # Not zeroed, so what no shard writes (a large table's gradient) never becomes memory.
-        self.flat = [np.empty(ends[-1], self.arrays[0].dtype) for _ in range(n)]
-        self.sinks = [
-            [Sink(flat[a:b].reshape(p.shape)) for p, (a, b) in zip(self.parameters, self.spans)]
-            for flat in self.flat
-        ]
-        self.gradients = [Tensor(sink.array) for sink in self.sinks[0]]
+        # Not zeroed, so what nobody writes (a frozen parameter's gradient) never becomes memory.
+        flat = np.empty(ends[-1], self.arrays[0].dtype)
+        views = [flat[a:b].reshape(p.shape) for p, a, b in zip(self.parameters, ends, ends[1:])]
+        self.n = n
+        # By shard: its sinks, in the order of the parameters. A shard that is alone has no order
+        # to keep with others, and writes to the buffer's own.
+        self.sides: list[list[ShardSink]] = []
+        self.sinks: Sequence[Sink] = [Sink(view) for view in views]
+        if n > 1:
+            self.sinks = shared = [SharedSink(view, n) for view in views]
+            self.sides = [[ShardSink(sink, i) for sink in shared] for i in range(n)]
+        self.gradients = [Tensor(view) for view in views]
 
     def fits(self, parameters: list[Any], n: int) -> bool:
-        """Whether they were made for these arrays and so many shards."""
+        """Whether it was made for these arrays and so many shards."""
         alike = set(map(id, parameters)) == set(map(id, self.parameters))
         now = [p.array for p in self.parameters]
-        return len(self.flat) == n and alike and all(a is b for a, b in zip(now, self.arrays))
+        return self.n == n and alike and all(a is b for a, b in zip(now, self.arrays))
 
-    def table(self, shard: int) -> dict[Any, Sink]:
-        """The sinks of one shard by the parameters' leaves, as `flags.sinks` wants them."""
-        return {p.node: s for p, s in zip(self.parameters, self.sinks[shard]) if p.node is not None}
-
-    def store(self, shard: int) -> SinkStore:
-        """The sinks of one shard by parameter, as `backward(into=...)` wants them."""
-        return SinkStore(dict(zip(self.parameters, self.sinks[shard])))
+    def side(self, shard: int) -> dict[Any, Sink]:
+        """The sinks of one shard by parameter."""
+        return dict(zip(self.parameters, self.sides[shard] if self.sides else self.sinks))
 
     def empty(self) -> None:
-        """Forget what is in them."""
-        for sinks in self.sinks:
-            for sink in sinks:
-                sink.filled, sink.waiting = False, []
+        """Forget what is in it."""
+        for sink, *sides in zip(self.sinks, *self.sides):
+            sink.empty(sides)
 
     def settle(self) -> None:
-        """Add the rows of large tables that wait in any shard, to the first."""
-        for first, *others in zip(*self.sinks):
-            first.settle(others)
-
-    def add_up(self) -> None:
-        """The first shard's buffer becomes the sum of all, in their order."""
-        for other, sinks in zip(self.flat[1:], self.sinks[1:]):
-            pieces: list[tuple[int, int]] = []
-            for (a, b), first, sink in zip(self.spans, self.sinks[0], sinks):
-                if sink.filled and not first.filled:
-                    first.add(sink.array)
-                elif sink.filled and pieces and pieces[-1][1] == a:
-                    pieces[-1] = (pieces[-1][0], b)
-                elif sink.filled:
-                    pieces.append((a, b))
-            for a, b in pieces:
-                add_buffers(self.flat[0][a:b], [other[a:b]])
+        """Add what still waits in any shard; no shard is at work."""
+        for sink, *sides in zip(self.sinks, *self.sides):
+            sink.settle(sides)
 
     def hand_over(self) -> None:
-        """Every parameter that got a gradient has it in `.grad`: a view of the first buffer."""
-        for p, sink, gradient in zip(self.parameters, self.sinks[0], self.gradients):
+        """Every parameter that got a gradient has it in `.grad`: a view of the buffer."""
+        for p, sink, gradient in zip(self.parameters, self.sinks, self.gradients):
             if sink.filled:
-                p.grad = gradient
+                p._grad = gradient  # not `p.grad`, which checks what it is given
 
 
-_buffers: WeakKeyDictionary[Module, Buffers] = WeakKeyDictionary()
+_buffers: WeakKeyDictionary[Module, Buffer] = WeakKeyDictionary()
 
 
-def buffers_of(model: Module, parameters: list[Any], n: int) -> Buffers:
-    """The model's buffers for `n` shards: made once, and again when its arrays change."""
-    buffers = _buffers.get(model)
-    if buffers is None or not buffers.fits(parameters, n):
-        buffers = _buffers[model] = Buffers(parameters, n)
-    buffers.empty()
-    return buffers
+def buffer_of(model: Module, parameters: list[Any], n: int) -> Buffer:
+    """The model's buffer for `n` shards: made once, and again when its arrays change."""
+    buffer = _buffers.get(model)
+    if buffer is None or not buffer.fits(parameters, n):
+        buffer = _buffers[model] = Buffer(parameters, n)
+    buffer.empty()
+    return buffer
 
 
 # ---- modes ---------------------------------------------------------------------------------------
@@ -192,11 +178,13 @@ class _Shard:
     """One thread's part of a window: which rows, which masks, where gradients go."""
 
     def __init__(
-        self, model: Any, loss_fn: LossFunction | None, buffers: Buffers,
+        self, model: Any, loss_fn: LossFunction | None, buffer: Buffer,
         shared: masks.SharedMasks, i: int,
     ) -> None:  # fmt: skip
-        self.model, self.loss_fn, self.i, self.n = model, loss_fn, i, len(buffers.flat)
-        self.table, self.store = buffers.table(i), buffers.store(i)
+        self.model, self.loss_fn, self.i, self.n = model, loss_fn, i, buffer.n
+        sinks = buffer.side(i)
+        self.by_leaf = {p.node: sink for p, sink in sinks.items() if p.node is not None}
+        self.store = SinkStore(sinks)
         self.masks = masks.ShardOfMasks(shared)
         self.losses: list[Array] = []  # of each micro-batch
         self.features: Tensor | None = None
@@ -204,7 +192,7 @@ class _Shard:
     def here(self, modes: Modes, work: Callable[..., None], *args: Any) -> None:
         """Do `work` on the present thread, in the caller's modes and with this shard's sinks."""
         with _in_modes(modes):
-            flags.sinks = self.table
+            flags.sinks = self.by_leaf
             masks.use(self.masks if self.n > 1 else None)
             try:
                 work(*args)
@@ -246,11 +234,14 @@ def accumulate_in_shards(
 ) -> Tensor | None:
     """What `accumulate` does, over threads: every parameter's `.grad`, and the loss ().
 
+    On torch devices, whose kernels have threads of their own: by torch_steps.py.
+
     None, and nothing has happened, where it is not worthwhile or not possible. A model with
     `features`, `loss` and `head` never makes logits, unless `loss_fn` is given.
     """
     parameters = list(model.parameters())
-    if not worthwhile(model, parameters, window):
+    on_torch = torch_steps.takes(model, parameters, window, WORTHWHILE)
+    if not on_torch and not worthwhile(model, parameters, window):
         return None
     if loss_fn is None and not headless(model):
         from nplm.train.accumulation import summed_cross_entropy as loss_fn  # it imports this file
@@ -260,10 +251,12 @@ def accumulate_in_shards(
         for count in window.counts if count
     ]  # fmt: skip
     batches = [batch for batch, count in zip(window, window.counts) if count]
+    if on_torch:
+        return torch_steps.accumulate_on_torch(batches, model, shares, loss_fn)
     n = number_of_shards([len(batch.inputs) for batch in batches])
-    buffers = buffers_of(model, parameters, n)
+    buffer = buffer_of(model, parameters, n)
     shared, modes = masks.SharedMasks(n), _modes()
-    shards = [_Shard(model, loss_fn, buffers, shared, i) for i in range(n)]
+    shards = [_Shard(model, loss_fn, buffer, shared, i) for i in range(n)]
 
     def everywhere(method: str, *args: Any) -> None:
         """Call a method of every shard, with one argument each where lists are given."""
@@ -279,15 +272,14 @@ def accumulate_in_shards(
     with threads.one_blas_thread():
         if loss_fn is None and model.head.weight.shape[0] > LARGE_TABLE:
             losses = [
-                _with_large_head(batch, share, shards, buffers, everywhere)
+                _with_large_head(batch, share, shards, buffer, everywhere)
                 for batch, share in zip(batches, shares)
             ]
         else:
             everywhere("whole", [batches] * n, [shares] * n)
             losses = [sum(parts[1:], parts[0]) for parts in zip(*(s.losses for s in shards))]
-    buffers.settle()
-    buffers.add_up()
-    buffers.hand_over()
+    buffer.settle()
+    buffer.hand_over()
     for shard in shards:  # leaves of the loss function's own
         for leaf, gradient in shard.store.items():
             leaf.accumulate(gradient)
@@ -295,10 +287,10 @@ def accumulate_in_shards(
 
 
 def _with_large_head(
-    batch: Batch, share: float, shards: list[_Shard], buffers: Buffers, everywhere: Any
+    batch: Batch, share: float, shards: list[_Shard], buffer: Buffer, everywhere: Any
 ) -> Array:
-    """One micro-batch whose head takes all threads at once: its weight is too large for a gradient
-    in every shard, and its tiles of the vocabulary divide better than rows."""
+    """One micro-batch whose head takes all threads at once: its weight is too large for products
+    that wait for their turn, and its tiles of the vocabulary divide better than rows."""
     model = shards[0].model
     everywhere("forward", [batch] * len(shards))
     parts = [shard.features.array for shard in shards if shard.features is not None]
@@ -314,7 +306,7 @@ def _with_large_head(
     gradient = dict.pop(store, features)
     ends = np.cumsum([0] + [len(part) for part in parts]).tolist()
     everywhere("backward", [gradient[a:b] for a, b in zip(ends, ends[1:])])
-    buffers.settle()
+    buffer.settle()  # the head's next product is the first again: the other shards have none
     assert loss is not None
     summed: Array = loss.array
     return summed

@@ -1,0 +1,267 @@
+"""Capture levels of a model on torch: off, region (blocks compiled in pairs), graph (CUDA graphs).
+
+Read backend/capture.py before.  A level that this torch or device cannot give falls back to the one
+before it, with one warning that says why.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from nplm.autograd.grad_mode import enable_grad
+from nplm.autograd.graph import Array, Node, flags, run_backward
+from nplm.autograd.op import wrap
+from nplm.autograd.sinks import sinks_of
+from nplm.autograd.tensor import Tensor
+from nplm.data.loader import Batch
+from nplm.errors import BackendError, ConfigError, unknown
+from nplm.nn.layers import Dropout
+from nplm.nn.module import Module
+from nplm.optim.adam import Adam, AdamW
+from nplm.optim.optimizer import Optimizer
+from nplm.train.graphs import Graphs, RecordedAdam
+
+LEVELS = ("off", "region", "graph")
+
+
+class _State:
+    """What a model was asked for, and what it got."""
+
+    def __init__(self, level: str) -> None:
+        self.level = level
+        self.pairs: dict[Any, Any] = {}  # compiled, by structure and inputs
+        self.graphs: Any = None
+        self.told = False
+
+    def tell(self, note: str) -> None:
+        """One warning for a pair that is not what it could be."""
+        if note and not self.told:
+            warnings.warn(f"capture: region by torch.compile, which recomputes: {note}",
+                          stacklevel=4)  # fmt: skip
+            self.told = True
+
+    def fall_back(self, to: str, why: str) -> None:
+        """A lower level from now on, and one warning."""
+        if LEVELS.index(to) < LEVELS.index(self.level):
+            warnings.warn(f"capture: {self.level} falls back to {to}: {why}", stacklevel=3)
+            self.level = to
+
+
+_states: WeakKeyDictionary[Module, _State] = WeakKeyDictionary()
+
+
+def capture(model: Any, level: str, optimizer: Optimizer | None = None) -> None:
+    """Run a Decoder on a torch device at a capture level from now on.
+
+    "region"    every block, and the head with its loss, are traced and compiled once (seconds) and
+                reused by all layers, micro-batches and updates; other shapes are compiled anew
+    "graph"     region, and on CUDA each micro-batch as one CUDA graph, and the update of an Adam
+                or AdamW that is given as `optimizer` as another: little is launched by hand
+    "off"       op by op, the default
+
+    Raises ConfigError for another name or a model on "cpu" (NumPy), which only knows "off".
+    """
+    if level not in LEVELS:
+        raise ConfigError(unknown("capture level", level, LEVELS))
+    device = next((p.device for p in model.parameters()), "cpu")
+    if level != "off" and device == "cpu":
+        raise ConfigError(
+            f"capture: level '{level}' needs a torch device, the model is on 'cpu' (NumPy); move "
+            "it with .to('torch:cpu') or .to('cuda'), or use 'off'"
+        )
+    release(model)
+    if level == "off":
+        return
+    state = _states[model] = _State(level)
+    for block in model.blocks:
+        block.forward = _Captured(block, "forward", state)
+    model.loss = _Captured(model, "loss", state)
+    if level == "graph" and type(optimizer) in (Adam, AdamW):
+        from nplm.backend import capture as compiler
+
+        optimizer.update_group = RecordedAdam(optimizer, compiler.record)  # type: ignore
+
+
+def release(model: Any) -> None:
+    """Op by op again."""
+    if _states.pop(model, None) is not None:
+        for module, name in [*((block, "forward") for block in model.blocks), (model, "loss")]:
+            vars(module).pop(name, None)
+
+
+def level(model: Module) -> str:
+    """The level in force: what was asked for, or what it fell back to."""
+    state = _states.get(model)
+    return "off" if state is None else state.level
+
+
+class _Captured:
+    """A method of a module that runs as a compiled pair where it can, and as it was elsewhere.
+
+    The pair belongs to the method's structure and to the shapes of what it reads, not to one
+    module: all blocks of a decoder share theirs, and so do all micro-batches and updates.
+    """
+
+    def __init__(self, module: Any, name: str, state: _State) -> None:
+        self.module, self.name, self.state = module, name, state
+
+    def __call__(self, *inputs: Tensor, **options: Any) -> Any:
+        plain = getattr(type(self.module), self.name).__get__(self.module)
+        if options or not self._usable():
+            return plain(*inputs, **options)
+        leaves = self._leaves()
+        tensors = [*inputs, *leaves]
+        needs = tuple(t.requires_grad for t in tensors)
+        arrays = [t.array for t in tensors]
+        copies = _copies([p.array for p in leaves])
+        pair = self._pair(plain, leaves, needs, [*arrays, *copies])
+        if pair is None:
+            return plain(*inputs)
+        value, saved = pair.forward([*arrays, *copies])
+        if True not in needs:
+            return wrap(value, None)
+        edges = tuple((t.node, t.output) if t.node is not None else None for t in tensors)
+        wanted = sinks_of(edges, needs)
+
+        def backward(dy: Array) -> tuple[Array | None, ...]:
+            gradients = pair.backward(saved, dy)[: len(tensors)]
+            for i, (gradient, want) in enumerate(zip(gradients, wanted)):
+                if gradient is not None and not isinstance(want, bool):
+                    want.take(gradient)  # fresh memory: nobody else holds it
+                    gradients[i] = None
+            return tuple(gradients)
+
+        return wrap(value, Node(f"region {self.name}", edges, backward))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Of a copied model: its own method, op by op (an average of weights is not trained)."""
+        module = memo.get(id(self.module))
+        return getattr(type(self.module), self.name).__get__(module or self.module)
+
+    def _usable(self) -> bool:
+        """Whether a pair may run now; a reason that stays is told once."""
+        if self.state.level == "off" or not flags.recording or flags.reference:
+            return False
+        if why := _spoiler(self.module):
+            self.state.fall_back("off", why)
+        return not why
+
+    def _leaves(self) -> list[Tensor]:
+        """The parameters that the method reads."""
+        if self.name == "loss":
+            return [self.module.head.weight]
+        return list(self.module.parameters())
+
+    def _pair(
+        self, plain: Callable[..., Tensor], leaves: list[Tensor], needs: tuple[bool, ...],
+        arrays: list[Array],
+    ) -> Any:  # fmt: skip
+        """The compiled pair for these inputs, compiled now if need be; None if it cannot be."""
+        structure = self.name if self.name == "loss" else repr(self.module)
+        key = (structure, self.module.training, needs, flags.autocast,
+               tuple((tuple(x.shape), x.stride(), x.dtype, x.device) for x in arrays))  # fmt: skip
+        pair = self.state.pairs.get(key)
+        if pair is None and self.state.level != "off":
+            from nplm.backend import capture as compiler  # torch's private parts: not before
+
+            try:
+                pair = compiler.compile_pair(_body(plain, leaves, needs), arrays)
+            except compiler.CaptureError as error:
+                self.state.fall_back("off", str(error))
+            else:
+                self.state.pairs[key] = pair
+                self.state.tell(pair.note)
+        return pair
+
+
+def _spoiler(module: Any) -> str:
+    """Why what a module does now must not be captured; empty where it may be."""
+    if module.training and any(isinstance(m, Dropout) and m.p > 0 for m in module.modules()):
+        return "dropout draws its masks outside of what is captured; train with dropout 0"
+    if next(iter(module.buffers()), None) is not None:
+        return "it would hold the values that the module's buffers have now"
+    return ""
+
+
+def _body(plain: Callable[..., Tensor], leaves: list[Tensor], needs: tuple[bool, ...]) -> Any:
+    """`plain` as the body of an op: (inputs, the leaves' arrays, their copies) -> (y, backward)."""
+
+    def body(*arrays: Array) -> tuple[Array, Callable[[Array], list[Array | None]]]:
+        given, rest = arrays[: len(needs) - len(leaves)], arrays[len(needs) - len(leaves) :]
+        own, copies = rest[: len(leaves)], rest[len(leaves) :]
+        inputs = [Tensor(x, requires_grad=need) for x, need in zip(given, needs)]
+        before, sinks, flags.sinks = [p.array for p in leaves], flags.sinks, None
+        try:
+            for p, array in zip(leaves, own):
+                p.array = array
+            _give_copies(own, copies)
+            with enable_grad():
+                y = plain(*inputs)
+        finally:
+            flags.sinks = sinks
+            for p, array in zip(leaves, before):
+                p.array = array
+
+        def backward(dy: Array) -> list[Array | None]:
+            found: dict[Node | None, Array] = {}
+            assert y.node is not None
+            run_backward(y.node, y.output, dy, found.__setitem__)
+            return [
+                *(
+                    found.get(t.node) if need else None
+                    for t, need in zip([*inputs, *leaves], needs)
+                ),
+                *(None for _ in copies),
+            ]
+
+        return y.array, backward
+
+    return body
+
+
+def _copies(arrays: Sequence[Array]) -> list[Array]:
+    """Under autocast the bfloat16 copies of matrices, which a pair reads as further inputs."""
+    if not flags.autocast:
+        return []
+    from nplm.backend.torch_kernels.precision import lowered
+
+    return [lowered(x) for x in arrays if x.ndim > 1]
+
+
+def _give_copies(arrays: Sequence[Array], copies: Sequence[Array]) -> None:
+    """While a body is traced, its inputs stand for the copies that kernels ask for."""
+    if copies:
+        from nplm.backend.torch_kernels import precision
+
+        for x, copy in zip((x for x in arrays if x.ndim > 1), copies):
+            precision.copies.give(x, copy)
+
+
+# ---- graphs --------------------------------------------------------------------------------------
+def accumulate_in_graphs(
+    model: Any, window: Sequence[Batch], shares: Sequence[float], parameters: Sequence[Any]
+) -> Tensor | None:
+    """What `accumulate_on_torch` does, by replaying CUDA graphs; None at other levels."""
+    state = _states.get(model)
+    if state is None or state.level != "graph":
+        return None
+    if why := _spoiler(model):
+        state.fall_back("off", why)
+        return None
+    if state.graphs is None:
+        from nplm.backend import capture as compiler
+
+        state.graphs = Graphs(lambda ids, targets: model.loss(model.features(ids), targets),
+                              compiler.record)  # fmt: skip
+    if not state.graphs.takes(window, parameters):
+        return None
+    try:
+        found: Tensor = state.graphs.accumulate(window, shares, parameters)
+    except BackendError as error:  # before the first window is done: nothing has been added
+        state.graphs = None
+        state.fall_back("region", str(error))
+        return None
+    return found
