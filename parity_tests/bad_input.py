@@ -29,6 +29,10 @@ BAD = {
         "'fast'; unknown flag '--sed'; did you mean --seed?"),
     "`--tokenizer` unknown": (["train", "--tokenizer", "word"], 2, "expected 'character' or 'b"),
     "`--dtype` unknown": (["train", "--dtype", "float16"], 2, "expected 'float32' or"),
+    "`--dtype bfloat16` or `--compile` without a torch device": (
+        ["train", "--dtype", "bfloat16", "--compile", "graph"], 2, "compile: expected a torch dev"),
+    "`--compile` unknown": (["train", "--compile", "on"], 2, "expected 'off' or 'region' or"),
+    "`--recompute` with a value": (["train", "--no-recompute", "--recompute", "3"], 2, "got '3'"),
     "`--schedule.name` unknown": (
         ["train", "--schedule.name", "cosin"], 2, "unknown schedule 'cosin': expected one of"),
     "`--schedule.name` of a scheduler that needs a function": (
@@ -172,12 +176,10 @@ BAD = {
         "expected semantics as one of pytorchtools"),
     "`--stop.baseline` or `--stop.start-from-epoch` without `--stop.semantics keras`": (
         ["train", "--stop.patience", "1", "--stop.baseline", "3", "--stop.start-from-epoch", "2"],
-        2,
-        "'pytorchtools' has no baseline, leave it out; those with one: keras"),
+        2, "'pytorchtools' has no baseline, leave it out; those with one: keras"),
     "`--stop.check-finite` or a threshold without `--stop.semantics lightning`": (
         ["train", "--stop.patience", "1", "--stop.check-finite", "True",
-         "--stop.divergence-threshold", "9"], 2,
-        "'pytorchtools' has no check_finite"),
+         "--stop.divergence-threshold", "9"], 2, "'pytorchtools' has no check_finite"),
     "`--stop.threshold-mode` without `--stop.semantics plateau`": (
         ["train", "--stop.patience", "1", "--stop.threshold-mode", "abs"], 2,
         "'pytorchtools' has no threshold_mode"),
@@ -220,9 +222,8 @@ BAD = {
         "unknown setting 'lrr'; did you mean 'lr'?; unknown.toml: unknown setting "
         "'schedule.warmup_step'; did you mean 'schedule.warmup_steps'?"),
     "settings of the wrong type in the file": (
-        ["train", "--config", "types.toml"], 2,
-        "steps: expected a whole number or None, got 'many'; types.toml: dtype: expected "
-        "'float32' or 'float64', got 'float16'; types.toml: stop: expected a table [stop], got 3"),
+        ["train", "--config", "types.toml"], 2, "got 'many'; types.toml: dtype: expected 'float32' "
+        "or 'float64' or 'bfloat16', got 'float16'; types.toml: stop: expected a table [stop]"),
     "one setting twice in the file": (
         ["train", "--config", "twice.toml"], 2, "clip_norm: given twice"),
     "a dotted name in quotes in the file": (
@@ -290,8 +291,7 @@ BAD = {
     "`bench --preset` unknown": (["bench", "--preset", "chra"], 2, "unknown preset 'chra'"),
     "`bench --against` unknown": (["bench", "--against", "jax"], 2, "'torch'"),
     "`parity` with an unknown level": (
-        ["parity", "ruun"], 2,
-        "unknown level 'ruun': expected one of ops, layers, model, step, run"),
+        ["parity", "ruun"], 2, "unknown level 'ruun': expected one of ops, layers, model, step"),
     "`parity --steps` below 1": (["parity", "--steps", "0"], 2, "steps: expected at least 1"),
     "`parity --dropout` outside [0, 1)": (
         ["parity", "--dropout", "1"], 2, "dropout: expected a prob"),

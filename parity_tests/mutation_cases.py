@@ -257,7 +257,7 @@ RUNS = [
             "test_resume_faults.py::"
             "test_a_signal_ends_a_run_with_a_checkpoint_and_the_command_that_goes_on"),
     _parity("a run is not locked", "nplm/train/job.py",
-            "with files.lock(folder.path), blas_threads", "with blas_threads",
+            "with files.lock(folder.path), arithmetic", "with arithmetic",
             "test_resume_faults.py::"
             "test_a_run_that_another_process_holds_is_refused_in_the_library_too"),
     _parity("a checkpoint rotated away is damage", "nplm/cli/check.py",

@@ -69,7 +69,9 @@ def test_the_same_report_comes_as_json(capsys, numpy_alone):
     found = json.loads(out)
     assert code == 0
     assert set(found) == {"python", "platform", "nplm", "packages", "missing", "devices", "cores",
-                          "blas", "disk", "tests", "problems"}  # fmt: skip
+                          "blas", "disk", "tests", "problems", "cards", "kernels",
+                          "tf32"}  # fmt: skip
+    assert (found["cards"], found["kernels"], found["tf32"]) == ({}, {}, None)  # of torch alone
     assert found["problems"] == []
     assert found["tests"] == {"write": "passed", "gradient": "passed"}
     assert found["disk"]["free_bytes"] > 0
@@ -209,6 +211,122 @@ def test_a_device_that_computes_something_else_is_a_failure(capsys, monkeypatch,
     says = "CUDA error: no kernel" if kind == "no kernel" else "its loss or gradients are not NumPy"
     assert (code, f"self-test cuda:0: {says}" in err) == (1, True)
     assert "gradient: passed" in out
+
+
+# ---- cards and kernels ---------------------------------------------------------------------------
+H200 = {
+    "memory_bytes": 150_100_000_000, "compute_capability": "9.0", "cuda": "12.8",
+    "bfloat16": True, "flash_attention": True, "cudnn_attention": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="the facts are PyTorch's: pip install torch")
+
+
+def with_a_card(monkeypatch, card):
+    """There is a card, whose gradients are not tried out."""
+    from nplm.backend import torch_cards
+
+    devices = {"cpu": "NumPy", "torch:cpu": "PyTorch", "cuda:0": "NVIDIA H200"}
+    monkeypatch.setattr(backend, "devices", lambda: devices)
+    monkeypatch.setattr(torch_cards, "card", card)
+    monkeypatch.setattr(doctor, "_self_tests", lambda devices: {})
+    monkeypatch.setattr(doctor, "nvidia_driver", lambda: "570.86.15")
+
+
+def test_a_card_is_shown_with_its_memory_its_driver_and_what_it_can_do(capsys, monkeypatch, torch):
+    from nplm.backend.torch_kernels import report
+
+    asked = []
+    with_a_card(monkeypatch, lambda device: asked.append(device) or H200)
+    monkeypatch.setattr(report, "chosen", lambda device, dtype: [("op", f"{device} {dtype}", "so")])
+    out = run(capsys)[1]
+    assert asked == ["cuda:0"]
+    for line in (
+        "device     cuda:0: NVIDIA H200",
+        "card       cuda:0: 150.1 GB, compute capability 9.0, driver 570.86.15, CUDA 12.8",
+        "card       cuda:0: bfloat16 yes, flash attention yes, cuDNN attention no",
+        "kernel     cuda:0 op in float32: cuda:0 float32 (so)",
+        "kernel     cuda:0 op in bfloat16: cuda:0 bfloat16 (so)",
+    ):
+        assert line in out.splitlines(), line
+    assert "none that this torch sees" not in out
+    found = json.loads(run(capsys, "--json")[1])
+    assert found["cards"] == {"cuda:0": {"driver": "570.86.15", **H200}}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: no\nadvice"), AssertionError()])
+def test_a_card_that_cannot_be_asked_is_shown_with_the_reason(capsys, monkeypatch, torch, error):
+    def card(device):
+        raise error
+
+    with_a_card(monkeypatch, card)
+    code, out, _ = run(capsys)
+    reason = "CUDA error: no" if error.args else "AssertionError"
+    assert f"card       cuda:0: cannot be asked: {reason}" in out.splitlines()
+    assert code == 0  # whether it trains is for its self-test to say
+
+
+def test_a_card_is_asked_by_torchs_own_rules(monkeypatch, torch):
+    """torch is asked about attention with tensors on that card, of the kind that training has."""
+    from types import SimpleNamespace
+
+    from nplm.backend import torch_cards
+
+    asked, zeros = [], torch.zeros
+    properties = SimpleNamespace(major=8, minor=6, total_memory=5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", {"cuda:1": properties}.get)
+    monkeypatch.setattr(torch, "zeros", lambda *size, dtype, device: (
+        asked.append((size, dtype, device)) or zeros(*size, dtype=dtype)))  # fmt: skip
+    for name, answer in (("flash", True), ("cudnn", False)):
+        monkeypatch.setattr(
+            torch.backends.cuda, f"can_use_{name}_attention",
+            lambda params, answer=answer: answer and params.is_causal and params.dropout == 0,
+        )  # fmt: skip
+    found = torch_cards.card("cuda:1")
+    assert asked == [((1, 1, 64, 64), torch.bfloat16, "cuda:1")]
+    assert found == {
+        "memory_bytes": 5, "compute_capability": "8.6", "cuda": torch.version.cuda,
+        "bfloat16": True, "flash_attention": True, "cudnn_attention": False,
+    }  # fmt: skip
+    properties.major = 7
+    assert not torch_cards.card("cuda:1")["bfloat16"]
+
+
+def test_kernels_are_named_for_torch_on_the_cpu_once_for_equal_choices(capsys, torch):
+    from nplm.backend.torch_kernels.report import chosen
+
+    found = json.loads(run(capsys, "--json")[1])["kernels"]
+    assert set(found) >= {"torch:cpu"}
+    names = [op for op, _, _ in chosen("torch:cpu", "float32")]
+    for dtype in ("float32", "bfloat16"):
+        assert [c["op"] for c in found["torch:cpu"] if c["dtype"] == dtype] == names
+    lines = [line for line in run(capsys)[1].splitlines() if line.startswith("kernel ")]
+    assert len(lines) < 2 * len(names)
+    assert [line for line in lines if line.startswith("kernel     torch:cpu attention: ")]
+
+
+def test_tf32_is_shown_as_it_is(capsys, torch):
+    assert "tf32       off" in run(capsys)[1].splitlines()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert "tf32       on: float32 products may" in run(capsys)[1]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(("text", "version"), [
+    ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23\n", "570.86.15"),
+    ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  565.57.01  Release", "565.57.01"),
+    ("something else", "unknown"), (None, "unknown"),
+])  # fmt: skip
+def test_the_driver_is_the_kernel_modules(here, text, version):
+    if text is not None:
+        (here / "proc/driver/nvidia").mkdir(parents=True)
+        (here / "proc/driver/nvidia/version").write_text(text)
+    assert doctor.nvidia_driver(here) == version
 
 
 def test_the_self_test_leaves_the_random_stream_alone(capsys, numpy_alone):

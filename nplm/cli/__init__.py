@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -99,5 +100,10 @@ def _run(verb: str, arguments: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise ConfigError(unknown("verb", verb, VERBS))
-    code: int = import_module(f"nplm.cli.{verb.replace('-', '_')}").main(arguments)
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"nplm {verb}: {message}\n"  # a sentence too
+    try:
+        code: int = import_module(f"nplm.cli.{verb.replace('-', '_')}").main(arguments)
+    finally:
+        warnings.formatwarning = before
     return code

@@ -87,6 +87,11 @@ def _mistakes(hints: dict[str, Any], arguments: list[str]) -> list[str]:
         if flag not in hints:
             problems.append(_unknown(word, list(hints)))
             continue
+        if hints[flag] is bool:  # it stands alone
+            if equals or (i < len(arguments) and not _is_flag(arguments[i])):
+                got = text if equals else arguments[i]
+                problems.append(f"{flag}: expected no value, got {got!r}; write {flag} alone")
+            continue
         is_list = get_origin(hints[flag]) is tuple
         if is_list and flag in seen:
             problems.append(f"{flag}: given twice; write all values after one {flag}")
@@ -172,7 +177,10 @@ def _unknown(flag: str, known: list[str]) -> str:
 
 
 def flags_of(config: Any) -> dict[str, Any]:
-    """Every flag of a dataclass with its type; a field without a default has a place, no flag."""
+    """Every flag of a dataclass with its type; a field without a default has a place, no flag.
+
+    A bool has two, which stand alone: --recompute and --no-recompute.
+    """
     places = {
         field.name
         for field in dataclasses.fields(config)
@@ -180,4 +188,5 @@ def flags_of(config: Any) -> dict[str, Any]:
     }
     types = types_of(config)
     flags = {"--" + name.replace("_", "-"): types[name] for name in types if name not in places}
-    return {"--help": bool, **flags}
+    opposites = {"--no-" + flag[2:]: bool for flag, hint in flags.items() if hint is bool}
+    return {"--help": bool, **flags, **opposites}

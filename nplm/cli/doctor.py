@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -89,7 +90,7 @@ def examine(out: Path) -> tuple[dict[str, Any], list[str]]:
     for name, test in _self_tests(devices).items():
         tests[name] = test or "passed"
         problems += [f"self-test {name}: {test}"] if test else []
-    pools = blas()
+    pools, torchs = blas(), _torch_facts(devices)
     found = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -97,6 +98,7 @@ def examine(out: Path) -> tuple[dict[str, Any], list[str]]:
         "packages": versions,
         "missing": {name: f"pip install {name}" for name in missing},
         "devices": devices,
+        **torchs,
         "cores": {"machine": os.cpu_count(), "usable": usable_cores()},
         "blas": None if pools is None else [{k: p[k] for k in BLAS} for p in pools],
         "disk": disk,
@@ -120,6 +122,33 @@ def _version(package: str, distribution: str | None = None) -> str | None:
         return "unknown"
 
 
+def _torch_facts(devices: dict[str, str]) -> dict[str, Any]:
+    """The cards, the kernels that torch's devices get, and whether TF32 is on; None without torch.
+
+    A card that cannot be asked has the reason in place of its facts.
+    """
+    cards: dict[str, Any] = {}
+    kernels: dict[str, list[Any]] = {}
+    others = [name for name in devices if name != "cpu"]
+    if not others:
+        return {"cards": cards, "kernels": kernels, "tf32": None}
+    from nplm.backend import torch_cards
+    from nplm.backend.torch_kernels.report import chosen
+
+    for name in others:
+        try:
+            if name != "torch:cpu":
+                cards[name] = {"driver": nvidia_driver(), **torch_cards.card(name)}
+            kernels[name] = [
+                {"dtype": dtype, "op": op, "kernel": kernel, "why": why}
+                for dtype in ("float32", "bfloat16")
+                for op, kernel, why in chosen(name, dtype)
+            ]
+        except (AssertionError, RuntimeError) as error:
+            cards[name] = {"problem": str(error).partition("\n")[0] or type(error).__name__}
+    return {"cards": cards, "kernels": kernels, "tf32": torch_cards.tf32()}
+
+
 def usable_cores(root: Path = Path("/")) -> float:
     """How many cores this process may keep busy: its affinity, and the quota of its cgroup."""
     if hasattr(os, "sched_getaffinity"):
@@ -133,6 +162,12 @@ def usable_cores(root: Path = Path("/")) -> float:
         cores = min(cores, _quota(*_words(group / path / "cpu.max")))
     old = group / "cpu"  # cgroups of version 1
     return min(cores, _quota(*_words(old / "cpu.cfs_quota_us"), *_words(old / "cpu.cfs_period_us")))
+
+
+def nvidia_driver(root: Path = Path("/")) -> str:
+    """The version of the kernel's NVIDIA module, as "570.86.15", or "unknown"."""
+    words = _words(root / "proc/driver/nvidia/version")
+    return next((word for word in words if re.fullmatch(r"\d+(\.\d+)+", word)), "unknown")
 
 
 def _words(path: Path, separator: str | None = None) -> list[str]:
@@ -246,8 +281,17 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"nplm       {found['nplm']}",
         f"packages   {', '.join(packages)}",
         *(f"device     {name}: {what}" for name, what in devices.items()),
+        *(
+            f"card       {name}: {text}"
+            for name, facts in found["cards"].items()
+            for text in _card_in_words(facts)
+        ),
+        *_kernels_in_words(found["kernels"]),
         f"cores      {cores['usable']:g} usable of {cores['machine']}",
     ]
+    if found["tf32"] is not None:
+        state = "on: float32 products may round to 10 bits" if found["tf32"] else "off"
+        lines.append(f"tf32       {state}")
     for pool in found["blas"] or []:
         threads = report.counted(pool["num_threads"], "thread")
         lines.append(f"blas       {pool['internal_api']} {pool['version']}, {threads}")
@@ -258,3 +302,30 @@ def _lines(found: dict[str, Any]) -> list[str]:
         kind = "needed" if name in NEEDED else "optional"
         lines.append(f"missing    {name} ({kind}: it {uses[name]}): {command}")
     return lines
+
+
+def _card_in_words(facts: dict[str, Any]) -> list[str]:
+    if "problem" in facts:
+        return [f"cannot be asked: {facts['problem']}"]
+    able = {"bfloat16": "bfloat16", "flash_attention": "flash attention",
+            "cudnn_attention": "cuDNN attention"}  # fmt: skip
+    return [
+        f"{report.amount(facts['memory_bytes'])}, compute capability "
+        f"{facts['compute_capability']}, driver {facts['driver']}, CUDA {facts['cuda']}",
+        ", ".join(f"{what} {'yes' if facts[key] else 'no'}" for key, what in able.items()),
+    ]
+
+
+def _kernels_in_words(kernels: dict[str, list[dict[str, str]]]) -> list[str]:
+    """A line for each op of each device, or one a dtype where these differ."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for device, choices in kernels.items():
+        for choice in choices:
+            key = (device, choice["op"], choice["kernel"], choice["why"])
+            lines.setdefault(key, []).append(choice["dtype"])
+    return [
+        f"kernel     {device} {op}"
+        + f" in {dtypes[0]}" * (len(dtypes) == 1)
+        + f": {kernel} ({why})"
+        for (device, op, kernel, why), dtypes in lines.items()
+    ]

@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     tokens = config.batch_size * config.accumulate * job.model.config.context
     print(f"range test {command.updates:,} updates of {tokens:,} tokens, learning rates "
           f"{command.lowest:g} to {command.highest:g} ({command.mode})", flush=True)  # fmt: skip
-    with training.blas_threads(config.threads):
+    with training.arithmetic(config):
         found = lr_find(
             job.model, job.optimizer, job.batches, lowest=command.lowest, highest=command.highest,
             steps=command.updates, mode=command.mode, stop_above=command.stop_above,

@@ -173,11 +173,12 @@ def _with_fault(config: ParityConfig) -> int:
         )
     fault = faults.FAULTS[name]
     mode = config.mode or fault.modes[0]
-    comparison = faults.find(name, mode, config.seed)
+    comparison = faults.find(name, mode, config.seed, config.device)
     code = _tell(comparison, config)
     print(f"\nplanted: {fault.sentence}")
     if comparison.first is None:
-        print(f"not found in {mode} mode" + (f": {fault.unseen}" if fault.unseen else ""))
+        why = fault.unseen if config.device == "cpu" else fault.unseen or fault.numpy_only
+        print(f"not found in {mode} mode" + (f": {why}" if why else ""))
     elif fault.expects(comparison.first.place):
         print("found, where it was planted")
     else:

@@ -57,7 +57,9 @@ class CachedDecoder:
         self.cache = np.empty((c.n_layer, 2, c.kv_heads, c.context, D), self.table.dtype)
         angles = None
         if c.positions == "rope":  # of all positions at once
-            cos, sin = rope_angles(c.context, D, c.rope_theta, model.wte.weight)
+            cos, sin = rope_angles(
+                c.context, D, c.rope_theta, model.wte.weight.device, model.wte.weight.dtype
+            )
             angles = cos.array, sin.array
         self.blocks = [
             (_norm(block.norm1), _attention(block.attn, kept, angles), _norm(block.norm2),

@@ -16,6 +16,7 @@ from nplm.nn.containers import ModuleList
 from nplm.nn.layers import MLP, Dropout, Embedding, LayerNorm, Linear, RMSNorm
 from nplm.nn.module import Module
 from nplm.ops.creation import arange
+from nplm.utils.checkpoint import checkpoint
 
 
 def _norm(config: DecoderConfig) -> Module:
@@ -51,7 +52,9 @@ class Decoder(Module):
     residual branch (`proj`) with 0.02 / sqrt(2 n_layer).
     """
 
-    row_independent = True  # no row sees another: a batch may be divided (train/shards.py)
+    # No row sees another: a batch may be divided (train/shards.py).  With `recompute` the blocks
+    # keep their inputs alone and run again in the backward: how to train, and no part of the model.
+    row_independent, recompute = True, False
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -84,16 +87,14 @@ class Decoder(Module):
     def features(self, ids: Tensor) -> Tensor:
         """(B, T) int -> (B, T, C), what the head reads."""
         if ids.ndim != 2 or self.config.context < ids.shape[1]:
-            raise ValueError(
-                f"Decoder: expected tokens (B, T) with T at most {self.config.context} (context), "
-                f"got {ids.shape}"
-            )
+            expected = f"(B, T) with T at most {self.config.context} (context)"
+            raise ValueError(f"Decoder: expected tokens {expected}, got {ids.shape}")
         x = self.wte(ids)  # (B, T, C)
         if self.config.positions == "learned":
             x = x + self.wpe(arange(ids.shape[1], device=ids.device))
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x) if self.recompute else block(x)
         return self.norm(x)
 
     def loss(self, features: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:

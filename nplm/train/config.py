@@ -17,6 +17,7 @@ from nplm.train.window_schedule import WindowSchedule
 LARGEST = 10**9  # of every count: what is larger is a slip of the finger
 SEEDS = range(-(2**63), 2**64)
 DEFAULT_STEPS = 2000  # updates, where neither steps nor epochs are given
+_NOT_NUMPYS = "expected a torch device, as in --device torch:cpu or cuda"
 
 _RANGES: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     # settings of TrainConfig, what they should be, and whether a value is; None is always good
@@ -142,15 +143,36 @@ class TrainConfig:
     sample_length: int = 300  # tokens
     seed: int = 1337  # of weights, batches, dropout and samples
     device: str = "cpu"  # cpu (NumPy), torch:cpu or cuda
-    dtype: Literal["float32", "float64"] = "float32"  # of weights and arithmetic
+    # of weights and arithmetic; bfloat16: of products and activations, on torch devices
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    # torch devices: a block as a compiled pair, or CUDA graphs; None: region on cuda, off elsewhere
+    compile: Literal["off", "region", "graph"] | None = None
+    recompute: bool = False  # blocks run again in the backward: less memory, a third more time
     threads: int | None = None  # of a step; None: the physical cores, or OMP_NUM_THREADS
     out: Path = Path("runs")  # folder that gets the run's folder
     name: str | None = None  # of the run; None: the preset's
 
     @property
+    def weight_dtype(self) -> Literal["float32", "float64"]:
+        """That of weights, gradients and moments, which are never bfloat16."""
+        return "float64" if self.dtype == "float64" else "float32"
+
+    @property
     def itemsize(self) -> int:
         """Bytes of a weight."""
         return 8 if self.dtype == "float64" else 4
+
+    @property
+    def activation_itemsize(self) -> int:
+        """Bytes of a number that the forward pass keeps for the backward pass."""
+        return 2 if self.dtype == "bfloat16" else self.itemsize
+
+    @property
+    def capture_level(self) -> Literal["off", "region", "graph"]:
+        """What `compile` means on this device."""
+        if self.compile is not None:
+            return self.compile
+        return "region" if self.device.split(":")[0] == "cuda" else "off"
 
     def check(self) -> None:
         """Raise a ConfigError that lists everything that is out of range."""
@@ -189,6 +211,10 @@ class TrainConfig:
         name, warmup = "schedule.warmup_steps", schedule.warmup_steps or 0
         if self.epochs is None and warmup >= (end := self.steps or DEFAULT_STEPS):
             yield name, f"{name}: expected fewer than steps={end}, got {warmup}"
+        if self.device == "cpu" and self.dtype == "bfloat16":
+            yield "dtype", f"dtype: {_NOT_NUMPYS}, got bfloat16 on cpu, which is NumPy"
+        if self.device == "cpu" and self.compile not in (None, "off"):
+            yield "compile", f"compile: {_NOT_NUMPYS}, got {self.compile} on cpu, which is NumPy"
         yield from self._of_windows()
         yield from self._without_effect(bad)
 

@@ -27,12 +27,12 @@ from nplm.train.config import TrainConfig
 from nplm.train.interruption import Interruption
 from nplm.train.loop import evaluate, fit
 from nplm.train.parts import by_validation
-from nplm.train.preparation import Job, blas_threads, prepare
+from nplm.train.preparation import Job, arithmetic, prepare
 from nplm.train.resume import Progress, load_states, newest_good
 from nplm.train.run import RunFolder, blas_in_words
 from nplm.train.step import StepRecord
 
-__all__ = ["Job", "Result", "blas_threads", "prepare", "run"]
+__all__ = ["Job", "Result", "arithmetic", "prepare", "run"]
 
 MOST_SKIPPED = 100  # updates in a row that are not finite, after which a run ends all the same
 SAMPLE_TEMPERATURE = 0.6  # of the samples that a run prints: below 1, small models spell better
@@ -72,7 +72,7 @@ def run(
     needed = (1 if resume else 2) * copies * job.model.num_parameters() * job.config.itemsize
     files.require_free(resume.path if resume else job.config.out, needed)
     folder = resume or _new_folder(job)
-    with files.lock(folder.path), blas_threads(job.config.threads), Interruption() as interruption:
+    with files.lock(folder.path), arithmetic(job.config), Interruption() as interruption:
         if resume is None:
             state = Progress()
             folder.begin_attempt(1, 0, 0, 0, job.config.device)

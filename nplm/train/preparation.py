@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nplm import backend, files, random
+from nplm.autograd.autocast import autocast
 from nplm.backend import threads
 from nplm.data.dataloader import DataLoader
 from nplm.data.loader import RandomWindows, SequentialWindows, TokenWindows, collate_windows
@@ -24,6 +25,7 @@ from nplm.optim.lr_scheduler import SWALR
 from nplm.optim.optimizer import Optimizer
 from nplm.train import parts, report
 from nplm.train.averaging import Average
+from nplm.train.capturing import capture
 from nplm.train.config import DEFAULT_STEPS, TrainConfig
 from nplm.train.early_stopping import EarlyStopping
 from nplm.train.spikes import SpikeDetector
@@ -52,8 +54,10 @@ class Job:
         """What is going to happen, in a few lines."""
         c, n, context = self.config, self.model.num_parameters(), self.model.config.context
         fixed = report.parameter_bytes(n, c.itemsize)
-        activations = report.activation_bytes(self.model.config, c.batch_size, c.itemsize)
-        windows = c.window_schedule
+        activations = report.activation_bytes(
+            self.model.config, c.batch_size, c.activation_itemsize, c.recompute
+        )
+        windows, level = c.window_schedule, c.capture_level
         tokens = c.batch_size * windows.size(0) * context
         passes = f"{self.total * tokens / self.n_train:,.1f} times the text"
         if isinstance(self.batches, DataLoader):
@@ -65,9 +69,11 @@ class Job:
             f"{self.n_train:,} tokens to train on, {self.tokenizer.vocab_size} different ones",
             f"model      {c.preset}: {n:,} parameters, context {context}",
             f"training   {self.total:,} updates of {tokens:,} tokens "
-            f"({passes}), on {c.device} in {c.dtype}",
+            f"({passes}), on {c.device} in {c.dtype}"
+            + (f", compile {level}" if level != "off" else ""),
             f"memory     about {report.amount(fixed + activations)}: {report.amount(fixed)} for "
-            f"weights, gradients and moments, {report.amount(activations)} for activations",
+            f"weights, gradients and moments, {report.amount(activations)} for activations"
+            + (" (recomputed)" if c.recompute else ""),
         ]
         if strategy := parts.in_words(c, self.average):
             lines.append(f"strategy   {strategy}")
@@ -103,9 +109,11 @@ def prepare(config: TrainConfig, corpus: Corpus | None = None) -> Job:
     generator = random.Generator().manual_seed(config.seed)
     batches, total = _batches(config, train, context, generator)
     random.manual_seed(config.seed)
-    model = Decoder(model_config).to(config.device, config.dtype)
+    model = Decoder(model_config).to(config.device, config.weight_dtype)
+    model.recompute = config.recompute
     optimizer = parts.make_optimizer(config, model)
     optimizer.flatten()
+    capture(model, config.capture_level, optimizer)
     schedule = config.schedule
     end = config.epochs if schedule.unit == "epoch" and config.epochs else total
     if (warmup := schedule.warmup_steps or 0) >= end:
@@ -136,6 +144,17 @@ def _batches(
     )  # fmt: skip
     total = config.window_schedule.updates(len(loader), config.epochs)
     return loader, total if config.steps is None else min(total, config.steps)
+
+
+@contextmanager
+def arithmetic(config: TrainConfig) -> Iterator[None]:
+    """What a run computes with while this lasts: its threads, and bfloat16 if it asks for it.
+
+    Raises NplmError without threadpoolctl where threads are given.
+    """
+    bfloat16 = config.dtype == "bfloat16"
+    with blas_threads(config.threads), autocast(config.device, enabled=bfloat16):
+        yield
 
 
 @contextmanager

@@ -16,12 +16,15 @@ def parameter_bytes(n_parameters: int, itemsize: int) -> int:
     return 4 * n_parameters * itemsize
 
 
-def activation_bytes(config: DecoderConfig, batch_size: int, itemsize: int) -> int:
+def activation_bytes(
+    config: DecoderConfig, batch_size: int, itemsize: int, recompute: bool = False
+) -> int:
     """About how much one micro-batch (B, context) needs at once, forward and backward.
 
-    Counted from the arrays that the ops keep: a test holds it against what NumPy allocates.
+    Counted from the arrays that the ops keep, of one block if blocks are computed again: a test
+    holds it against what NumPy allocates.
     """
-    C, hidden, T = config.n_embd, config.hidden, config.context
+    C, hidden, T, V = config.n_embd, config.hidden, config.context, config.vocab_size
     kv = config.kv_heads * (C // config.n_head)
     # Attention's weights of a token in all heads, without the blocks of 64 that causality masks.
     looks = config.n_head * (T + min(T, 64)) // 2
@@ -30,8 +33,13 @@ def activation_bytes(config: DecoderConfig, batch_size: int, itemsize: int) -> i
         block += C + kv
     if config.dropout:
         block += 2 * C + looks // 2
-    last = max(2 * hidden, 2 * config.vocab_size) + 4 * C  # the one block or head at work
-    return batch_size * config.context * itemsize * (config.n_layer * block + last)
+    if recompute:
+        masks = (2 * C + config.n_head * T) // (8 * itemsize) if config.dropout else 0  # bits
+        at_work = block + (_KEPT_BY[config.activation] - 1) * hidden
+        numbers = config.n_layer * (C + masks) + max(at_work, 3 * V // 2) + 4 * C
+    else:  # all that the blocks keep, and the one block or head at work
+        numbers = config.n_layer * block + max(2 * hidden, 2 * V) + 4 * C
+    return batch_size * T * itemsize * numbers
 
 
 def line(metrics: dict[str, Any], tokens_per_second: float, seconds_left: float) -> str:
