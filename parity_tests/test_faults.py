@@ -42,8 +42,8 @@ def scenarios(seed):
     return list(found.values())
 
 
-def found_in_its_place(name, mode, seed):
-    first, fault = find(name, mode, seed).first, FAULTS[name]
+def found_in_its_place(name, mode, seed, device="cpu"):
+    first, fault = find(name, mode, seed, device).first, FAULTS[name]
     assert first is not None, f"{name} was not found in {mode} mode"
     assert fault.expects(first.place), f"expected {fault.place}\n{first.sentence()}"
 
@@ -57,6 +57,26 @@ def test_a_fault_is_found_where_it_was_planted(name, mode):
 @pytest.mark.parametrize(("name", "mode", "seed"), REST)
 def test_a_fault_is_found_where_it_was_planted_with_every_seed(name, mode, seed):
     found_in_its_place(name, mode, seed)
+
+
+ON_TORCH = [(name, mode) for name, mode in QUICK if not FAULTS[name].numpy_only]
+
+
+@pytest.mark.parametrize(("name", "mode"), ON_TORCH[::4])
+def test_a_fault_is_found_on_torch_tensors_too(name, mode):
+    found_in_its_place(name, mode, 0, "torch:cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mode"), [x for i, x in enumerate(ON_TORCH) if i % 4])
+def test_every_other_fault_is_found_on_torch_tensors_too(name, mode):
+    found_in_its_place(name, mode, 0, "torch:cpu")
+
+
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.numpy_only])
+def test_what_is_wrong_with_numpy_only_is_equal_on_torch(name):
+    assert find(name, FAULTS[name].modes[0], 0, "torch:cpu").equal
+    assert len(FAULTS[name].numpy_only.split()) > 5
 
 
 @pytest.mark.parametrize(("name", "mode"), UNSEEN)

@@ -45,14 +45,14 @@ def plant(name: str) -> AbstractContextManager[None]:
     return planted(FAULTS[name])
 
 
-def find(name: str, mode: str = "isolated", seed: int = 0) -> Comparison:
-    """Run both engines with the fault planted in nplm.
+def find(name: str, mode: str = "isolated", seed: int = 0, device: str = "cpu") -> Comparison:
+    """Run both engines with the fault planted in nplm, which runs on `device`.
 
     A run that the fault ends with an error is compared as far as it went; a note says so.
     """
     with plant(name), _compared_to_the_end() as errors, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library warns of some faults by itself
-        found = lockstep(FAULTS[name].scenario(base(seed)), mode=mode)
+        found = lockstep(FAULTS[name].scenario(base(seed)), mode=mode, device=device)
     found.notes += [f"nplm's run ended with {type(e).__name__}: {e}" for e in errors]
     return found
 

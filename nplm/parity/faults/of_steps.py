@@ -60,6 +60,7 @@ LOSS = [
         _CROSS, (("(1 - label_smoothing)).reshape((N, 1))",
                   "np.float64(1 - label_smoothing)).reshape((N, 1))"),),
         _DLOGITS, {"dtype": "float32"},
+        numpy_only="A NumPy number does not make torch's float32 tensors grow.",
     ),
 ]  # fmt: skip
 

@@ -45,6 +45,7 @@ class Fault:
     place     where the first divergence has to be; its name is a pattern, as "*.exp_avg"
     needs     the settings of Scenario without which it does nothing; "model" has DecoderConfig's
     modes     those that find it; `unseen` says why another one does not
+    numpy_only  why there is nothing wrong with it on torch tensors; empty: it is wrong there too
 
     Raises ConfigError for a place that names nothing, for a mode that there is not, and for a mode
     that is left out without a reason.
@@ -59,6 +60,7 @@ class Fault:
     needs: Mapping[str, Any] = field(default_factory=dict)
     modes: tuple[str, ...] = MODES
     unseen: str = ""
+    numpy_only: str = ""
 
     def __post_init__(self) -> None:
         p, where = self.place, f"Fault {self.name!r}"
