@@ -10,11 +10,13 @@ from math import inf, nan, pi
 from numpy import finfo
 
 from nplm import random
+from nplm.autograd.autocast import autocast
 from nplm.autograd.factory import as_tensor, tensor
 from nplm.autograd.grad_mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from nplm.autograd.op import reference
 from nplm.autograd.tensor import Tensor
 from nplm.backend.dtypes import (
+    bfloat16,
     bool_,
     float32,
     float64,
@@ -185,7 +187,9 @@ __all__ = [
     "argmin",
     "argsort",
     "as_tensor",
+    "autocast",
     "bernoulli",
+    "bfloat16",
     "bmm",
     "bool_",
     "cat",

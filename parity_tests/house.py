@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "backend": "errors backend",
     "autograd.graph": "errors",
     "autograd.grad_mode": "autograd.graph",
+    "autograd.autocast": "errors autograd.graph backend",
     "autograd.host": "errors backend",
     "autograd.tensor": "errors autograd.graph autograd.host backend",
     "autograd.factory": "autograd.tensor backend",
@@ -36,16 +37,17 @@ MAY_IMPORT = {
         "errors autograd.graph autograd.overrides autograd.sinks autograd.tensor backend"
     ),
     "backend.numpy_kernels": "autograd.op autograd.sinks backend",
-    "backend.torch_kernels": "autograd.op",
+    "backend.torch_kernels": "autograd.graph autograd.op backend",
     "ops": "errors random backend autograd ops",
     "nn": f"{_BELOW_NN} nn",
-    "models": f"{_BELOW_NN} nn models",
+    "models": f"{_BELOW_NN} nn models utils.checkpoint",
     "optim": "errors backend autograd ops optim",
     "optim.swa_utils": f"{_BELOW_NN} nn optim",
     "data": "errors files random data",
     "data.collate": "autograd backend ops",
     "data.dataset": "errors random autograd data",
     "utils": "data utils",
+    "utils.checkpoint": "errors random autograd ops",
     "generation": f"{_BELOW_NN} nn models",
     "serialization": "errors autograd files",
     "train": f"{_BELOW_TRAIN} train",
@@ -58,7 +60,10 @@ TYPE_CHECKING_ONLY = {  # names a type, imports nothing when it runs
     ("autograd.host", "autograd.tensor"),
 }
 
-TORCH_ROOMS = ("backend.torch", "backend.torch_kernels", "parity", "bench")
+TORCH_ROOMS = (
+    "backend.torch", "backend.torch_cards", "backend.torch_kernels", "backend.capture", "parity",
+    "bench",
+)  # fmt: skip
 
 FILE_LIMIT, FUNCTION_LIMIT = 400, 60
 CAP_EXCEPTIONS: dict[str, str] = {}  # "path" or "path:function" -> the reason

@@ -1,4 +1,7 @@
-"""Whole updates with all that is fast, on two threads, beside torch.  Read test_shards.py."""
+"""Whole updates with all that is fast, in NumPy on two threads and on torch, beside torch itself.
+
+Read test_shards.py.
+"""
 
 import numpy as np
 import pytest
@@ -25,10 +28,10 @@ pytestmark = pytest.mark.run
 class Pair:
     """nplm with everything that is fast, and torch, from equal weights."""
 
-    def __init__(self, dtype, **changes):
+    def __init__(self, dtype, device="cpu", **changes):
         from nplm.parity.twin import TorchDecoder
 
-        self.ours = model_of(dtype=dtype, vocab_size=17, **changes)
+        self.ours = model_of(dtype=dtype, vocab_size=17, **changes).to(device)
         self.theirs = TorchDecoder(self.ours.config).to(getattr(torch, dtype))
         self.theirs.load_state_dict(
             {k: torch.tensor(v.numpy()) for k, v in self.ours.state_dict().items()}
@@ -60,11 +63,12 @@ class Pair:
         self.our_optimizer.load_state_dict(self.their_optimizer.state_dict())
 
 
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
 @pytest.mark.parametrize("changes", [{"bias": True, "activation": "gelu_tanh"}, LLAMA])
-def test_sixty_updates_in_lockstep_with_torch_in_float32(changes):
+def test_sixty_updates_in_lockstep_with_torch_in_float32(changes, device):
     """Each from torch's own state, within the budgets of isolated runs."""
     threads.set_num_threads(2)
-    pair = Pair("float32", **changes)
+    pair = Pair("float32", device, **changes)
     for step in range(1, 61):
         window = window_of([4, 3], vocab_size=17, seed=step)
         record, loss, norm = pair.step(window)
@@ -85,11 +89,12 @@ def test_sixty_updates_in_lockstep_with_torch_in_float32(changes):
         pair.take_theirs()
 
 
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
 @pytest.mark.parametrize("changes", [{"bias": True, "activation": "gelu_tanh"}, LLAMA])
-def test_sixty_updates_beside_torch_in_float64(changes):
+def test_sixty_updates_beside_torch_in_float64(changes, device):
     """Both run on freely: weights, losses and norms stay equal."""
     threads.set_num_threads(2)
-    pair = Pair("float64", **changes)
+    pair = Pair("float64", device, **changes)
     for step in range(60):
         record, loss, norm = pair.step(window_of([4, 3], vocab_size=17, seed=step))
         assert_close(np.float64(float(record.loss)), np.float64(loss), RUN_64, f"loss {step}")

@@ -17,9 +17,9 @@ Edge = tuple["Node", int]  # (the node that made an input, which of its outputs 
 
 
 class Flags(threading.local):
-    """What this thread does: record?  Use only the reference ops?  Where do gradients go?"""
+    """What this thread does: record?  Only reference ops?  bfloat16?  Where do gradients go?"""
 
-    recording, reference = True, False
+    recording, reference, autocast = True, False, False
     sinks: Any = None  # {Leaf: Sink}, see sinks.py
 
 
@@ -46,7 +46,7 @@ class Node:
         self.name, self.edges, self.backward = name, edges, backward
         self.n_outputs = n_outputs
         self.hooks: list[tuple[int, Callable[[Array], None]]] = []
-        self.rank: int = 1 + max((edge[0].rank for edge in edges if edge is not None), default=-1)
+        self.rank: int = 1 + max([edge[0].rank for edge in edges if edge], default=-1)
 
     def __repr__(self) -> str:
         return f"<{self.name}, rank {self.rank}>"
@@ -112,13 +112,13 @@ def run_backward(
         if isinstance(node, Leaf):
             break  # leaves alone have rank 0, and they were served on arrival
         backward, node.backward = node.backward, None  # dropped: its saved arrays can be freed
-        dys = tuple(arrived.pop((node, i), None) for i in range(node.n_outputs))
+        dys = [arrived.pop((node, i), None) for i in range(node.n_outputs)]
         for i, hook in node.hooks:
             if dys[i] is not None:
                 hook(dys[i])
         dxs: tuple[Array | None, ...] = (None,) * len(node.edges)
-        if backward is not None and any(dy is not None for dy in dys):
-            dxs = backward(dys[0] if node.n_outputs == 1 else dys)
+        if backward is not None and any([dy is not None for dy in dys]):
+            dxs = backward(dys[0] if node.n_outputs == 1 else tuple(dys))
         for i, edge in enumerate(node.edges):
             if edge is not None:
                 send(edge, dxs[i])

@@ -15,7 +15,6 @@ import numpy as np
 from nplm.autograd.graph import Array, Leaf, Node, run_backward
 from nplm.autograd.host import HostValues
 from nplm.backend import namespace_of
-from nplm.backend.dtypes import FLOATING
 from nplm.errors import GraphError
 
 BackwardInto = dict["Tensor", Array]
@@ -81,8 +80,8 @@ class Tensor(HostValues):
         return int(np.prod(self.shape, dtype=np.int64))
 
     def is_floating_point(self) -> bool:
-        """Whether it holds float32 or float64."""
-        return self.dtype in FLOATING
+        """Whether it holds float32 or float64 (or, on torch devices, bfloat16)."""
+        return bool(self.xp.is_floating(self.array))
 
     # ---- its place in the graph ----------------------------------------------
     @property

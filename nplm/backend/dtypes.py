@@ -14,6 +14,18 @@ int8, int16, int32, int64 = (np.dtype(f"int{bits}") for bits in (8, 16, 32, 64))
 uint8 = np.dtype("uint8")
 bool_ = np.dtype("bool")
 
+
+class _BFloat16:
+    """float32 without its last 16 bits, on torch devices only: NumPy has none.  Twin: torch's."""
+
+    name, itemsize, kind = "bfloat16", 2, "f"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+bfloat16: Any = _BFloat16()
+
 FLOATING = (float32, float64)
 SUPPORTED = (float32, float64, int8, int16, int32, int64, uint8, bool_)
 
@@ -35,6 +47,8 @@ def set_default_dtype(dtype: Any) -> None:
 
 def supported(dtype: Any) -> np.dtype[Any]:
     """`dtype` as NumPy's object, or a TypeError that lists what there is."""
+    if dtype is bfloat16:
+        raise TypeError("bfloat16: expected a torch device, NumPy has none; use .to('torch:cpu')")
     dtype = np.dtype(dtype)
     if dtype not in SUPPORTED:
         names = ", ".join(str(known) for known in SUPPORTED)

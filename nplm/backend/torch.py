@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 
-from nplm.backend.dtypes import FLOATING, SUPPORTED, get_default_dtype, result_dtype, supported
+from nplm.backend.dtypes import (
+    FLOATING,
+    SUPPORTED,
+    bfloat16,
+    get_default_dtype,
+    result_dtype,
+    supported,
+)
 from nplm.errors import BackendError
 
 Array = torch.Tensor
 name = "torch"
 
-_TORCH = {dtype: getattr(torch, dtype.name) for dtype in SUPPORTED}
+_TORCH: dict[Any, torch.dtype] = {dtype: getattr(torch, dtype.name) for dtype in SUPPORTED}
+_TORCH[bfloat16] = torch.bfloat16
 _NUMPY = {theirs: ours for ours, theirs in _TORCH.items()}
 
 
 def _native(dtype):
-    return dtype if isinstance(dtype, torch.dtype) else _TORCH[supported(dtype)]
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    return torch.bfloat16 if dtype is bfloat16 else _TORCH[supported(dtype)]
 
 
 def _place(device: str) -> str:
@@ -61,8 +72,8 @@ def asarray(value: Any, dtype: Any = None, device: str = "torch:cpu") -> Array:
 
 
 def to_numpy(x: Array) -> np.ndarray:
-    """A NumPy array; shares memory on the CPU."""
-    return x.detach().cpu().numpy()
+    """A NumPy array; shares memory on the CPU.  NumPy has no bfloat16: that becomes float32."""
+    return (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
 
 
 def copy(x: Array) -> Array:
@@ -75,6 +86,12 @@ def dtype_of(x: Array) -> np.dtype[Any]:
     if x.dtype not in _NUMPY:
         return supported(str(x.dtype).removeprefix("torch."))  # raises, and lists what there is
     return _NUMPY[x.dtype]
+
+
+def dropout_mask(shape: tuple[int, ...], p: float, seed: int, like: Array) -> Array:
+    """True with probability 1 - p, from a stream of its own on the device of `like`."""
+    generator = torch.Generator(like.device).manual_seed(seed)
+    return torch.rand(shape, device=like.device, generator=generator) >= p
 
 
 def device_of(x: Array) -> str:
@@ -113,6 +130,10 @@ def promote(*operands):
     arrays = [x for x in operands if isinstance(x, torch.Tensor)]
     if len(arrays) == len(operands) and len({x.dtype for x in arrays}) == 1:
         return operands
+    if torch.bfloat16 in [x.dtype for x in arrays]:
+        deciding = [x.dtype for x in arrays if x.ndim] or [x.dtype for x in arrays]
+        dtype = reduce(torch.promote_types, deciding)
+        return tuple(x.to(dtype) if isinstance(x, torch.Tensor) else x for x in operands)
     dtype = _TORCH[
         result_dtype(
             *(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nplm.autograd.tensor import Tensor
+from nplm.backend.dtypes import bfloat16, float32
 from nplm.nn import functional as F
 from nplm.nn.layers import Dropout, Linear
 from nplm.nn.module import Module
@@ -60,10 +61,11 @@ class CausalSelfAttention(Module):
 
     def _angles(self, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """`rope_angles`, kept for the next call: they cost as much as turning q and k."""
-        key = (T, like.device, like.dtype)
+        dtype = float32 if like.dtype is bfloat16 else like.dtype  # 8 bits of an angle are too few
+        key = (T, like.device, dtype)
         made_for, angles = self._last_angles
         if made_for != key:
-            angles = rope_angles(T, self.head_size, self.rope_theta or 0.0, like)
+            angles = rope_angles(T, self.head_size, self.rope_theta or 0.0, like.device, dtype)
             self._last_angles = (key, angles)
         found: tuple[Tensor, Tensor] = angles
         return found
@@ -73,8 +75,8 @@ class CausalSelfAttention(Module):
         return f"n_head={self.n_head}, n_kv_head={self.n_kv_head}, rope_theta={self.rope_theta}"
 
 
-def rope_angles(T: int, D: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
+def rope_angles(T: int, D: int, theta: float, device: str, dtype: Any) -> tuple[Tensor, Tensor]:
     """cos and sin (T, D/2) of position * theta**(-2i/D), computed in float64."""
     frequencies = theta ** (arange(0, D, 2).double() * (-1.0 / D))  # (D/2,)
     angles = arange(T).double().unsqueeze(1) * frequencies  # (T, D/2)
-    return cos(angles).to(like.device, like.dtype), sin(angles).to(like.device, like.dtype)
+    return cos(angles).to(device, dtype), sin(angles).to(device, dtype)

@@ -25,7 +25,7 @@ from nplm.ops import linear as _linear
 from nplm.ops import loss as _loss
 from nplm.ops import norm as _norm
 from nplm.ops.creation import arange
-from nplm.ops.draws import dropout_mask
+from nplm.ops.draws import dropout_mask, mask_on_card, on_card
 from nplm.ops.elementwise import sigmoid, tanh
 from nplm.ops.head import linear_cross_entropy as _linear_cross_entropy
 from nplm.ops.masks import shared_out
@@ -149,7 +149,8 @@ def dropout(
 ) -> Tensor:
     """Each element is 0 with probability p, the others are divided by 1 - p.
 
-    The mask is drawn on the host from torch's stream (the default generator, unless one is given).
+    The mask is drawn on the host from torch's stream (the default generator, unless one is given);
+    on a card from a stream there, which that one seeds.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
@@ -185,7 +186,9 @@ def scaled_dot_product_attention(
     if flat:
         query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
     keep = None
-    if dropout_p > 0:
+    if dropout_p > 0 and on_card(query.device):
+        keep = mask_on_card(query, (*query.shape[:-1], key.shape[-2]), dropout_p)
+    elif dropout_p > 0:
         drawn = shared_out(
             (*query.shape[:-1], key.shape[-2]),
             lambda shape: random.default_generator.dropout_mask(shape, dropout_p),

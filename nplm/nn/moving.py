@@ -8,7 +8,7 @@ import numpy as np
 
 from nplm.autograd.tensor import Tensor
 from nplm.backend import namespace_for
-from nplm.backend.dtypes import FLOATING
+from nplm.backend.dtypes import FLOATING, bfloat16
 from nplm.ops.api import destination
 
 
@@ -17,6 +17,11 @@ def floating_destination(
 ) -> tuple[str | None, Any]:
     """(device, dtype) from the arguments of `Module.to`; a dtype must be a floating one."""
     device, dtype = destination(args, device, dtype)
+    if dtype is bfloat16:
+        raise TypeError(
+            "Module.to: expected float32 or float64, got bfloat16: parameters stay float32; run "
+            "the model under nplm.autocast(device), which computes in bfloat16"
+        )
     if dtype is not None and np.dtype(dtype) not in FLOATING:
         raise TypeError(f"Module.to: expected a floating dtype, got {dtype}")
     return device, dtype

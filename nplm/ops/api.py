@@ -15,7 +15,7 @@ from nplm.autograd.factory import tensor
 from nplm.autograd.op import op
 from nplm.autograd.tensor import Tensor
 from nplm.backend import namespace_for
-from nplm.backend.dtypes import bool_, float32, float64, int32, int64
+from nplm.backend.dtypes import bfloat16, bool_, float32, float64, int32, int64
 from nplm.ops import elementwise, reduce, shape
 from nplm.ops.creation import order_of, size_of
 from nplm.ops.reduce import axes_of
@@ -236,7 +236,9 @@ def destination(args: tuple[Any, ...], device: str | None, dtype: Any) -> tuple[
 def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """`x.to(dtype)`, `x.to(device)`, `x.to(device, dtype)`, `x.to(other)`: recorded copies."""
     device, dtype = destination(args, device, dtype)
-    if dtype is not None and np.dtype(dtype) != input.dtype:
+    if device is not None and device != input.device and dtype is bfloat16:
+        input = transfer(input, device)  # first: NumPy has none
+    if dtype is not None and (dtype if dtype is bfloat16 else np.dtype(dtype)) != input.dtype:
         input = elementwise.cast(input, dtype)
     if device is not None and device != input.device:
         input = transfer(input, device)

@@ -183,12 +183,33 @@ def randint_like(
 
 
 def dropout_mask(input: Tensor, p: float = 0.5, generator: Generator | None = None) -> Tensor:
-    """What dropout keeps of `input`: booleans, drawn in the order of its memory."""
+    """What dropout keeps of `input`: booleans, drawn in the order of its memory.
+
+    On a card by `mask_on_card`.
+    """
+    if on_card(input.device):
+        return mask_on_card(input, input.shape, p, generator)
     g = _stream(generator)
     draw = lambda shape, kind, contiguous: shared_out(  # noqa: E731
         tuple(shape), lambda whole: g.dropout_mask(whole, p)
     )
     return _like(input, draw, None, None, False)
+
+
+def on_card(device: str) -> bool:
+    """Whether masks are drawn there and not on the host: a mask is as large as what it drops."""
+    return device.startswith("cuda")
+
+
+def mask_on_card(
+    like: Tensor, shape: tuple[int, ...], p: float, generator: Generator | None = None
+) -> Tensor:
+    """A mask of `shape` from a stream of its own on the device of `like`, seeded from the host's.
+
+    So the host's stream, which is in every checkpoint, still decides about every mask; but the
+    masks are not torch's, and outside of what parity claims.
+    """
+    return Tensor(like.xp.dropout_mask(shape, p, _stream(generator).random_int63(), like.array))
 
 
 # ---- in place: methods of a tensor ---------------------------------------------------------------

@@ -76,6 +76,11 @@ def use(shard: ShardOfMasks | None) -> None:
     _here.shard = shard
 
 
+def in_use() -> ShardOfMasks | None:
+    """Where this thread's masks come from, if not from the stream itself."""
+    return _here.shard
+
+
 def shared_out(shape: tuple[int, ...], draw: Draw) -> Any:
     """A mask of `shape`: `draw(shape)`, or this thread's rows of the whole batch's."""
     return draw(shape) if _here.shard is None else _here.shard.mask(shape, draw)
