@@ -2,10 +2,10 @@
 
 Engines: nplm, reference (nplm, every override off), torch, torch.compile, autograd, mygrad; with
 ":N" on N threads of their own (nplm:1). Each has its own process; they take turns; the losses and
-gradients of all agree before one is timed, or the exit code is 1.
+gradients of all agree before one is timed, or the exit code is 1.  `train` has flags of its own
+(training.py); `python -m benchmarks.gpu` runs everything that a card is needed for.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import generation, ops, scaling, stepping, tables
+from benchmarks import generation, ops, results, scaling, stepping, tables, training
 from nplm.backend.threads import get_num_threads
 from nplm.bench import machine
 from nplm.bench.rounds import Engine
@@ -33,8 +33,9 @@ SUBJECTS: dict[str, tuple[Callable[..., dict[str, Any]], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """Measure nplm.  The subject comes first: step, ops, generate, scaling, memory; or tables,
-    which writes docs/benchmarks.md, the README's table and the chart anew from the JSON.
+    """Measure nplm.  The subject comes first: step, ops, generate, scaling, memory; train, which
+    has flags of its own; or tables, which writes docs/benchmarks.md, the README's table and the
+    chart anew from the JSON.
     """
 
     against: tuple[str, ...] = ()  # engines that nplm is held against: torch torch.compile nplm:1
@@ -43,6 +44,7 @@ class Options:
     rounds: int = 8  # turns of every engine
     steps: int | None = None  # updates a turn; None: as many as last half a second
     json: Path | None = None  # file that the results are written to, beside what it holds
+    add: tuple[Path, ...] = ()  # tables: files of results that are added to the JSON first
 
     def check(self) -> None:
         """Raise a ConfigError that lists everything that is out of range."""
@@ -67,13 +69,17 @@ def main(arguments: list[str]) -> int:
     try:
         if subject in ("-h", "--help"):
             words = ["--help"]
-        elif subject not in (*SUBJECTS, "tables"):
-            raise ConfigError(unknown("subject", subject, [*SUBJECTS, "tables"]))
+        elif subject not in (others := (*SUBJECTS, "train", "tables")):
+            raise ConfigError(unknown("subject", subject, others))
+        command = " ".join(["python -m benchmarks", subject, *words])
+        if subject == "train":
+            training.main(parse(training.Options, words, "python -m benchmarks train"), command)
+            return 0
         options = parse(Options, words, f"python -m benchmarks {subject}")
         if subject == "tables":
-            tables.write(options.json or tables.RESULTS)
+            tables.write(options.json or tables.RESULTS, options.add)
         else:
-            run(subject, options, " ".join(["python -m benchmarks", subject, *words]))
+            run(subject, options, command)
     except NplmError as error:
         print(f"benchmarks {subject}: {error}", file=sys.stderr)
         return error.exit_code
@@ -97,9 +103,7 @@ def run(subject: str, options: Options, command: str) -> None:
         }  # fmt: skip
         print("\n" + tables.SHOWN[subject]([result]), flush=True)
         if options.json is not None:
-            held = json.loads(options.json.read_text()) if options.json.exists() else {}
-            held[f"{subject} {name} {threads}"] = result
-            options.json.write_text(json.dumps(held, indent=1) + "\n")
+            results.add(options.json, f"{subject} {name} {threads}", result)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
 """The tables and the chart of docs/benchmarks.md, and the README's, from the JSON of the results.
 
-    python -m benchmarks tables [--json docs/benchmarks.json]
+    python -m benchmarks tables [--json docs/benchmarks.json] [--add timings.json ...]
 
 A piece of a page begins with `<!-- benchmark: NAME -->` and ends with `<!-- end -->`.
 """
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from benchmarks import results
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "benchmarks.json"
@@ -93,6 +94,68 @@ def readme(results: Results) -> str:
     return table(head, rows)
 
 
+# ---- the torch path ------------------------------------------------------------------------------
+def train(results: Results) -> str:
+    """Updates on torch tensors: a row an engine of every model and batch."""
+    head = ["model and batch", "engine", "ms an update", "tokens/s", "of the matrix rate",
+            "nplm's time to its", "peak MB", "nplm's memory to its", "compiling s"]  # fmt: skip
+    rows = []
+    for r in results:
+        where = f"{r['config']}: {r['sizes']}, {r['dtype']}"
+        if r["device"] == "cpu":
+            where += f", {threads_of(r)}"
+        for name, e in r["engines"].items():
+            compiling, speed = e.get("compile_seconds"), r["tokens"] / e["median"]
+            share = speed * r["flops_per_token"] / r["matrix_rate"]["flops_per_second"]
+            rows.append([
+                where, name, ms(e["median"]), f"{speed:,.0f}", f"{share:.1%}",
+                by_spread(e["ratio"]) if "ratio" in e else "", mb(e["peak_bytes"]),
+                f"{e['peak_ratio']:.2f}" if "peak_ratio" in e else "",
+                "" if compiling is None else f"{compiling:.0f}",
+            ])  # fmt: skip
+            where = ""
+    return table(head, rows)
+
+
+def train_agreement(results: Results) -> str:
+    """How far each engine's gradients are from torch's in float32, before anything was timed."""
+    rows = [
+        [f"{r['config']} {r['dtype']} B{r['batch']}", name, e["versions"].get("attention", ""),
+         f"{e['gradient_off']:.1e}", f"`{e['gradient_worst']}`"]
+        for r in results
+        for name, e in r["engines"].items()
+    ]  # fmt: skip
+    return table(["model and batch", "engine", "attention by", "worst gradient", "of"], rows)
+
+
+def best_batches(results: Results) -> str:
+    """nplm and torch, each by its fastest engine at its fastest batch."""
+    rows = []
+    for name, dtype in dict.fromkeys((r["config"], r["dtype"]) for r in results):
+        alike = [r for r in results if (r["config"], r["dtype"]) == (name, dtype)]
+        fastest: dict[str, tuple[float, str]] = {}
+        for r in alike:
+            for engine, e in r["engines"].items():
+                kind, found = engine.split()[0], (r["tokens"] / e["median"], engine)
+                said = (found[0], f"{found[0]:,.0f} ({engine}, B{r['batch']})")
+                fastest[kind] = max(fastest.get(kind, said), said)
+        ours = fastest["nplm"][0]
+        kinds = ("nplm", "torch.compile", "torch")
+        rows.append([
+            f"{name}, {dtype}", *(fastest[k][1] if k in fastest else "" for k in kinds),
+            *(f"{ours / fastest[k][0]:.2f}" if k in fastest else "" for k in kinds[1:]),
+        ])  # fmt: skip
+    head = ["model", "nplm tokens/s", "torch.compile tokens/s", "torch tokens/s",
+            "nplm's speed to torch.compile's", "to torch's"]  # fmt: skip
+    return table(head, rows)
+
+
+def rate_in_words(rate: dict[str, Any], dtype: str) -> str:
+    """What the device multiplies at."""
+    speed = rate["flops_per_second"] / 1e12
+    return f"{dtype} products of side {rate['side']}: {speed:,.2f} TFLOP/s"
+
+
 # ---- ops, generation, scaling, memory ------------------------------------------------------------
 def ops(results: Results) -> str:
     """One call, forward and backward; a row an op, the costliest first."""
@@ -157,9 +220,10 @@ def memory(results: Results) -> str:
 def where(m: dict[str, Any]) -> str:
     """A machine in a line, with the variables that hold its libraries to some kernels."""
     pinned = "".join(f", {k}={v}" for k, v in m["environment"].items())
+    card = f"{m['card']}; " if "card" in m else ""
     return (
-        f"{m['cpu']}, {m['cores']} cores; Python {m['python']}, NumPy {m['numpy']}, {m['blas']}"
-        + pinned
+        f"{card}{m['cpu']}, {m['cores']} cores; Python {m['python']}, NumPy {m['numpy']}, "
+        f"{m['blas']}{pinned}"
     )
 
 
@@ -168,17 +232,20 @@ def machine(results: Results) -> str:
     lines = []
     for r in results:
         engines = r.get("engines", {})
-        torch = engines.get("torch", {}) if isinstance(engines, dict) else {}
+        engines = engines if isinstance(engines, dict) else {}  # a list of names: ops, generate
+        torch = engines.get("torch") or engines.get("torch.compile") or {}
         version = torch.get("versions", {}).get("torch")
         lines.append(
             f"* {r['date']}: `{r['command']}`, {r['rounds']} rounds on {where(r['machine'])}"
             + (f", torch {version} with {torch['versions']['blas']}" if version else "")
+            + (f"; {rate_in_words(r['matrix_rate'], r['dtype'])}" if "matrix_rate" in r else "")
         )
     return "".join(f"{line}\n" for line in dict.fromkeys(lines))
 
 
 SHOWN: dict[str, Callable[[Results], str]] = {
     "step": step, "ops": ops, "generate": generate, "scaling": scaling, "memory": memory,
+    "train": train,
 }  # fmt: skip
 PIECES: dict[str, tuple[Callable[[Results], str], Callable[[dict[str, Any]], bool]]] = {
     # name of a piece -> what makes it, and of which results
@@ -188,6 +255,10 @@ PIECES: dict[str, tuple[Callable[[Results], str], Callable[[dict[str, Any]], boo
     "readme": (readme, lambda r: r["subject"] == "step"),
     **{name: (SHOWN[name], lambda r, name=name: r["subject"] == name)
        for name in ("ops", "generate", "scaling", "memory")},
+    "train": (train, lambda r: r["subject"] == "train" and r["device"] == "cpu"),
+    "train-gpu": (train, lambda r: r["subject"] == "train" and r["device"] == "cuda"),
+    "best-gpu": (best_batches, lambda r: r["subject"] == "train" and r["device"] == "cuda"),
+    "train-agreement": (train_agreement, lambda r: r["subject"] == "train"),
     "machine": (machine, lambda r: True),
 }  # fmt: skip
 
@@ -208,9 +279,15 @@ def filled(page: str, held: dict[str, Any]) -> str:
     return new
 
 
-def write(path: Path) -> None:
-    """Fill the pages, and draw the chart where matplotlib is installed."""
-    held = json.loads(path.read_text())
+def write(path: Path, more: Sequence[Path] = ()) -> None:
+    """Fill the pages, and draw the chart where matplotlib is installed.
+
+    more: files of results, as a run on a card leaves them, that are added to the first one before.
+    """
+    for file in more:
+        for name, result in results.held(file).items():
+            results.add(path, name, result)
+    held = results.held(path)
     for page in PAGES:
         if page.exists():
             text = page.read_text()

@@ -14,12 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -63,11 +63,17 @@ class BenchError(NplmError):
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine by its name, on so many threads.  `name` is what tables and JSON say."""
+    """An engine by its name, on so many threads.  `name` is what tables and JSON say.
+
+    runs         the class that measures it, "module:name", instead of its kind's in ENGINES
+    environment  is set in its process, beside its kind's: how it is told what it shall do
+    """
 
     kind: str
     threads: int
     name: str
+    runs: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, text: str, threads: int) -> Engine:
@@ -98,8 +104,8 @@ class Worker:
     """One engine in a process of its own (worker.py).  Leave it with `close`."""
 
     def __init__(self, engine: Engine, setting: Setting, part: str | None = None) -> None:
-        classes, more, _ = ENGINES[engine.kind]
         part = part or setting.part
+        classes, more, _ = ENGINES.get(engine.kind, ({part: engine.runs}, {}, None))
         if part not in classes:
             raise ConfigError(f"engine {engine.kind}: measures no {part}")
         specification = {
@@ -107,7 +113,7 @@ class Worker:
         }  # fmt: skip
         limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         environment = {k: v for k, v in os.environ.items() if k != "NPLM_REFERENCE"}
-        environment |= dict.fromkeys(limits, str(engine.threads)) | more
+        environment |= dict.fromkeys(limits, str(engine.threads)) | more | dict(engine.environment)
         self.engine = engine
         self.process = subprocess.Popen(
             [sys.executable, "-m", "nplm.bench.worker", json.dumps(specification)],
@@ -211,9 +217,20 @@ def share_weights(crew: Sequence[Worker], path: str) -> None:
         worker.ask("load", path=path)
 
 
-def _worst(ours: str, theirs: str, shapes: list[Any], chunk: int = 1 << 20) -> tuple[float, str]:
-    """The largest |a - b| / |b| of all tensors (Euclidean norms), and which; NaN is the worst."""
-    worst, which = -1.0, ""
+def _worst(ours: str, theirs: str, shapes: list[Any]) -> tuple[float, str]:
+    """The largest |a - b| / |a| of all tensors (Euclidean norms), and which; NaN is the worst."""
+    return worst_of(distances(ours, theirs, shapes))
+
+
+def worst_of(apart: Mapping[str, float]) -> tuple[float, str]:
+    """The largest of the distances and its name; NaN is the worst."""
+    which = max(apart, key=lambda name: (math.isnan(apart[name]), apart[name]))
+    return apart[which], which
+
+
+def distances(ours: str, theirs: str, shapes: list[Any], chunk: int = 1 << 20) -> dict[str, float]:
+    """|a - b| / |a| of every tensor (Euclidean norms) in two files of the same float32 tensors."""
+    found = {}
     with open(ours, "rb") as a, open(theirs, "rb") as b:
         for name, shape in shapes:
             left, apart, size = math.prod(shape), 0.0, 0.0
@@ -225,12 +242,8 @@ def _worst(ours: str, theirs: str, shapes: list[Any], chunk: int = 1 << 20) -> t
                     size + float(x @ x),
                     left - n,
                 )
-            off = math.sqrt(apart / size) if size else (0.0 if not apart else math.inf)
-            if not off <= worst:
-                worst, which = off, name
-            if math.isnan(off):
-                break
-    return worst, which
+            found[name] = math.sqrt(apart / size) if size else (0.0 if not apart else math.inf)
+    return found
 
 
 # ---- timing --------------------------------------------------------------------------------------
@@ -242,8 +255,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median, "q1": q1, "q3": q3}
 
 
+class Asked(Protocol):
+    """A worker, or an engine in this process that answers like one."""
+
+    def ask(self, do: str, **keywords: Any) -> dict[str, Any]:
+        """The answer to one request."""
+
+
 def take_turns(
-    crew: Sequence[Worker], rounds: int, steps: int | None = None, budget: float = math.inf
+    crew: Sequence[Asked], rounds: int, steps: int | None = None, budget: float = math.inf
 ) -> list[dict[str, Any]]:
     """For every worker its seconds an update (a median a round), and the last answer's rest.
 

@@ -1,0 +1,1 @@
+"""Everything that a card is needed for, by one command: checks, then timings."""
