@@ -367,6 +367,7 @@ EXCEPTIONS = {(file, call) for file, calls in {  # and why
     "bench/machine.py": ["?.read_text"],  # likewise, about the processor and memory
     # weights and gradients between processes, in a folder that is gone afterwards
     "bench/rounds.py": ["tempfile.TemporaryDirectory", "open", "os.remove", "?.fromfile"],
+    "bench/torch_turns.py": ["tempfile.TemporaryDirectory"],  # likewise
     # likewise; its own standard streams: what a library prints is no answer
     "bench/worker.py": ["?.fromfile", "?.tofile", "open", "os.dup", "os.dup2", "os.fdopen"],
 }.items() for call in calls}  # fmt: skip

@@ -69,7 +69,7 @@ def test_nothing_is_copied_when_loading_fails(how):
 def test_nothing_is_copied_when_the_last_value_has_an_unknown_dtype():
     layer = nn.Linear(2, 3)
     before = to_numpy(layer.weight).copy()
-    state = {"weight": torch.ones(3, 2), "bias": torch.ones(3, dtype=torch.bfloat16)}
+    state = {"weight": torch.ones(3, 2), "bias": torch.ones(3, dtype=torch.float16)}
     with pytest.raises(RuntimeError, match='While copying the parameter named "bias"'):
         layer.load_state_dict(state)
     assert_close(layer.weight, before, EXACT)

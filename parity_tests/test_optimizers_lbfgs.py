@@ -14,6 +14,7 @@ from nplm.parity.tolerances import (
     EXACT,
     LBFGS_64,
     OPTIMIZER_64,
+    Tolerance,
     assert_close,
     assert_close_at_scale,
     to_numpy,
@@ -142,8 +143,16 @@ def test_a_strong_wolfe_run_goes_where_torchs_goes(device, problem, dtype):
         if dtype == "float64":
             descent.check(LBFGS_64)
             assert descent.calls[0] == descent.calls[1]
+    if dtype == "float32":  # a search turns on comparisons that rounding decides, on some CPUs
+        exact = Descent(problem, {**WOLFE, "max_iter": 4}, device)
+        for _ in range(10):
+            exact.step(ours=False)
+        rounded = max(float((t - e).detach().abs().max()) for t, e in zip(descent.t, exact.t))
     for p, t in zip(descent.p, descent.t):
-        assert_close_at_scale(p, t, DRIFT_32 if dtype == "float32" else LBFGS_64, 1.0, "parameter")
+        tolerance = DRIFT_32 if dtype == "float32" else LBFGS_64
+        if dtype == "float32" and rounded > DRIFT_32.atol:  # as far as torch's own float32 is off
+            tolerance = Tolerance(0.0, 2 * rounded, "twice torch's float32 from its float64")
+        assert_close_at_scale(p, t, tolerance, 1.0, "parameter")
 
 
 @devices

@@ -25,7 +25,7 @@ from small_runs import (
 import nplm
 from nplm import files
 from nplm.cli import main
-from nplm.errors import ConfigError
+from nplm.errors import CheckpointError
 from nplm.train import job as training
 from nplm.train import resume
 from nplm.train.checkpoint import checkpoint_steps
@@ -133,7 +133,7 @@ def test_a_resumption_without_any_one_component_is_noticed(whole, tmp_path, monk
     if left_out == "random stream":
         monkeypatch.setattr(nplm.random.default_generator, "set_state", lambda state: None)
     if left_out == "optimizer":  # the scheduler sees that the learning rate is another one
-        with pytest.raises(ConfigError, match="the loaded state was saved at lr="):
+        with pytest.raises(CheckpointError, match="the loaded state was saved at lr="):
             go_on(result.folder)
         return
     go_on(result.folder)

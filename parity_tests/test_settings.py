@@ -71,7 +71,10 @@ def as_toml(value):
 
 def test_every_default_can_be_written_into_a_file(tmp_path):
     defaults, lines = TrainConfig(), []
-    for flag in arguments.flags_of(TrainConfig).keys() - {"--help"}:
+    flags = arguments.flags_of(TrainConfig)
+    opposites = {flag for flag in flags if flags.get("--" + flag.removeprefix("--no-")) is bool}
+    opposites = {flag for flag in opposites if flag.startswith("--no-")}
+    for flag in flags.keys() - opposites - {"--help"}:
         name = flag[2:].replace("-", "_")
         lines.append(f"{name} = {as_toml(attrgetter(name)(defaults))}")
     (tmp_path / "all.toml").write_text("\n".join(lines))

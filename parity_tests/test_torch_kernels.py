@@ -14,7 +14,13 @@ from test_ops_parity import as_float32, as_torch, outputs, random_like, run_twin
 import nplm
 from nplm.autograd.op import OPS, OVERRIDES, choose
 from nplm.backend import namespace_for
-from nplm.parity.tolerances import FORMULA_64, KERNEL_32, ROUNDING_32, assert_close
+from nplm.parity.tolerances import (
+    FORMULA_64,
+    KERNEL_32,
+    ROUNDING_32,
+    assert_close,
+    assert_close_at_scale,
+)
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 
@@ -268,9 +274,9 @@ def test_a_preferred_kernel_that_a_device_lacks_changes_nothing(forgetful):
 
 def test_rope_keeps_the_layout_of_heads():
     q, *_ = heads(dtype=torch.float32)
-    angles = torch.rand(6, 4)
+    angles = torch.linspace(0.0, 3.0, 24).reshape(6, 4)
     y, backward = choose("rope", XP, (q, angles.cos(), angles.sin()), {})(
         XP, q, angles.cos(), angles.sin()
     )
     assert y.stride() == q.stride()
-    assert_close(backward(y)[0], q, ROUNDING_32, "turned forth and back")
+    assert_close_at_scale(backward(y)[0], q, ROUNDING_32, 1.0, "turned forth and back")

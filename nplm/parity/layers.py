@@ -39,8 +39,8 @@ SETTINGS: dict[str, list[Setting]] = {}
 
 _PRODUCTS = "a product of B * T terms, as ops says of linear's weight"
 REASONS: dict[str, Reason] = {
-    "Linear: gradient of weight": Reason(3, _PRODUCTS),
-    "ModuleList: gradient of layers.0.weight": Reason(3, _PRODUCTS),
+    "Linear: gradient of weight": Reason(3, _PRODUCTS, everywhere=False),
+    "ModuleList: gradient of layers.0.weight": Reason(3, _PRODUCTS, everywhere=False),
     "Tanh": Reason(3, "NumPy's tanh, as ops says"),
 }
 

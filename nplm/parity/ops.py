@@ -57,8 +57,8 @@ REASONS: dict[str, Reason] = {
     "tanh": Reason(3, _OWN_FUNCTIONS),
     "sin: value": Reason(3, _OWN_FUNCTIONS),
     "cos: value": Reason(3, _OWN_FUNCTIONS),
-    "linear: gradient of weight": Reason(3, _PRODUCTS),
-    "matmul: gradient of y": Reason(3, _PRODUCTS),
+    "linear: gradient of weight": Reason(3, _PRODUCTS, everywhere=False),
+    "matmul: gradient of y": Reason(3, _PRODUCTS, everywhere=False),
 }
 
 

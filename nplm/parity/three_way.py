@@ -25,6 +25,7 @@ class Reason:
 
     limit: float
     text: str
+    everywhere: bool = True  # False: only some processors' libraries need it
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,10 @@ class Rows:
         used = {key for row in self.rows if row.ratio > STALE
                 for key in (f"{row.name}: {row.quantity}", row.name)}  # fmt: skip
         there = {row.name for row in self.rows}
-        return sorted(k for k in self.reasons if k not in used and k.split(": ")[0] in there)
+        return sorted(
+            key for key, reason in self.reasons.items()
+            if reason.everywhere and key not in used and key.split(": ")[0] in there
+        )  # fmt: skip
 
     def verdict(self) -> str:
         """One plain sentence."""

@@ -19,6 +19,7 @@ from nplm.data.text import Corpus, default_corpus, read_corpus
 from nplm.errors import CheckpointError, ConfigError, DataError
 from nplm.ops.creation import zeros
 from nplm.optim.chained import ChainedOptimizer
+from nplm.optim.lr_scheduler import LRScheduler
 from nplm.train.checkpoint import Checkpoint, checkpoint_steps, load_checkpoint
 from nplm.train.config import TrainConfig
 from nplm.train.run import RunFolder
@@ -181,7 +182,9 @@ def load_states(checkpoint: Checkpoint, parts: dict[str, Any]) -> None:
                 _require_alike(part.state_dict()["param_groups"], state["param_groups"], name)
                 _require_moments(part, state)
             part.load_state_dict(state)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
+            if isinstance(part, LRScheduler):
+                part.require_loaded_lrs()  # edited rates are refused now, not at the first step
+        except (ArithmeticError, AttributeError, ConfigError, LookupError, RuntimeError, TypeError,
                 ValueError) as error:  # fmt: skip
             said = textwrap.shorten(str(error), 300, placeholder=" ...")
             raise CheckpointError(f"{where} does not fit this run: {said}") from error

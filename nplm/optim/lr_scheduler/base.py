@@ -78,7 +78,7 @@ class LRScheduler:
         `epoch` is deprecated, as in torch: it sets last_epoch and uses the closed form. Raises
         ConfigError at the first step after a load if the optimizer has other learning rates.
         """
-        self._check_loaded()
+        self.require_loaded_lrs()
         if self._step_count == 1:
             if not hasattr(self.optimizer.step, "_wrapped_by_lr_sched"):
                 warnings.warn(_STEP_REPLACED, UserWarning, stacklevel=2)
@@ -91,7 +91,7 @@ class LRScheduler:
 
     def _update_lr(self, epoch: int | None = None) -> None:
         """Move last_epoch and write the new lr into the groups; counts no step."""
-        self._check_loaded()
+        self.require_loaded_lrs()
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         self._write_lrs(None if epoch is None else getattr(self, "_get_closed_form_lr", None))
 
@@ -155,7 +155,7 @@ class LRScheduler:
         """Whether a state was loaded and no scheduler has moved the optimizer since."""
         return self._loaded is not None and self._loaded[1] == _moves(self.optimizer)
 
-    def _check_loaded(self) -> None:
+    def require_loaded_lrs(self) -> None:
         """Raise ConfigError if the optimizer's lrs are not those of the state that was loaded."""
         if self._is_initial or self._loaded is None or not self._is_unmoved():
             return

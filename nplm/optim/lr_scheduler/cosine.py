@@ -84,7 +84,7 @@ class CosineAnnealingWarmRestarts(LRScheduler):
             epoch = 0
         if epoch is not None and epoch < 0:
             raise ValueError(f"Expected non-negative epoch, but got {epoch}")
-        self._check_loaded()
+        self.require_loaded_lrs()
         if epoch is None:
             epoch = self.last_epoch + 1
             self.T_cur += 1

@@ -71,7 +71,7 @@ class ReduceLROnPlateau(LRScheduler):
     def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
         """Look at a metric: a number, or a tensor of one element; call it after a validation."""
         current = float(metrics)
-        self._check_loaded()
+        self.require_loaded_lrs()
         if epoch is not None:
             warnings.warn(EPOCH_IS_DEPRECATED, UserWarning, stacklevel=2)
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
