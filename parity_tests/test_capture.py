@@ -19,7 +19,6 @@ from nplm.optim import AdamW  # noqa: E402
 from nplm.optim.lr_scheduler import StepLR  # noqa: E402
 from nplm.parity.tolerances import Tolerance  # noqa: E402
 from nplm.train import accumulate, capturing, train_step  # noqa: E402
-from nplm.train.graphs import Graphs, RecordedAdam  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")),
@@ -184,6 +183,18 @@ def test_a_region_that_recomputes_saves_its_inputs_only_and_has_the_same_gradien
 
 
 @needs_compiler
+def test_a_captured_model_that_recomputes_compiles_it_and_has_the_same_gradients(counted):
+    model, batches = model_of("gpt2"), window(1)
+    _, expected = gradients(model, batches)
+    model.recompute = True
+    capturing.capture(model, "region")
+    _, found = gradients(model, batches)
+    for name, gradient in expected.items():
+        assert apart(found[name], gradient) <= GRADIENT.atol, name
+    assert len(counted) == 2  # one that recomputes for all blocks, and the head
+
+
+@needs_compiler
 def test_a_write_in_place_inside_a_backward_does_not_spoil_the_gradients():
     """Not made functional before the cut, such a pair gives NaN beside a right value."""
     x, w = torch.randn(6, 8), torch.randn(8, 8)
@@ -320,85 +331,3 @@ def test_releasing_a_model_and_copying_it_gives_methods_of_their_own():
     capturing.capture(model, "off")
     assert "forward" not in vars(model.blocks[0])
     assert "loss" not in vars(model)
-
-
-# ---- graphs: what they write to, without a card --------------------------------------------------
-@pytest.mark.parametrize("low", [False, True])
-def test_a_window_through_fixed_memory_has_the_gradients_of_the_window(low):
-    """`record` gives the function itself here: the addresses are what is tested."""
-    model, batches = model_of("gpt2"), window(3)
-    parameters = list(model.parameters())
-    with nplm.autocast("torch:cpu", enabled=low):
-        loss, expected = gradients(model, batches)
-        shares = [1 / batches.n_targets] * 3
-        graphs = Graphs(lambda ids, t: model.loss(model.features(ids), t), lambda f, _: f)
-        addresses = set()
-        for _ in range(3):
-            model.zero_grad()
-            assert graphs.takes(batches, parameters)
-            found = graphs.accumulate(batches, shares, parameters)
-            assert float(found) == pytest.approx(loss, rel=LOSS.rtol)
-            for name, p in model.named_parameters():
-                assert apart(p.grad.array, expected[name]) <= (LOW if low else GRADIENT).atol, name
-            addresses.add(tuple(p.grad.array.data_ptr() for p in parameters))
-        assert len(addresses) == 1
-        with nplm.no_grad():  # an update in place is seen by the next window, its copies too
-            for p in parameters:
-                p.array.mul_(1.5)
-        changed, _ = gradients(model, batches)
-        model.zero_grad()
-        again = float(graphs.accumulate(batches, shares, parameters))
-        assert again == pytest.approx(changed, rel=1e-3 if low else LOSS.rtol)
-        assert abs(again - loss) > 1e-2 * loss
-
-
-def test_a_window_of_several_shapes_or_with_watched_gradients_is_not_recorded():
-    model = model_of("gpt2")
-    parameters, batches = list(model.parameters()), window(2)
-    graphs = Graphs(lambda ids, t: model.loss(model.features(ids), t), lambda f, _: f)
-    short = Batch(batches[0].inputs[:1], batches[0].targets[:1])
-    assert not graphs.takes(Window([batches[0], short]), parameters)
-    parameters[0].grad = nplm.zeros(parameters[0].shape).to("torch:cpu")
-    assert not graphs.takes(batches, parameters)
-
-
-def test_an_update_through_fixed_memory_is_the_update_and_a_new_rate_records_nothing():
-    """`record` gives the function itself here, and counts."""
-    recorded = []
-
-    def record(function, device, warm_ups):
-        assert warm_ups == 0  # it would be an update more
-        recorded.append(device)
-        return function
-
-    models = [model_of("gpt2") for _ in range(2)]
-    optimizers = [AdamW(m.parameters(), lr=1e-3, weight_decay=0.1) for m in models]
-    optimizers[1].update_group = RecordedAdam(optimizers[1], record)
-    for p in [p for m in models for p in m.parameters()]:
-        p.grad = nplm.zeros(p.shape).to("torch:cpu")  # graphs keep gradients where they are
-    for step in range(6):
-        for model, optimizer in zip(models, optimizers):
-            torch.manual_seed(step)
-            for p in model.parameters():
-                p.grad.array.normal_()
-            optimizer.param_groups[0]["lr"] = 1e-3 / (1 + step)
-            optimizer.param_groups[0]["weight_decay"] = 0.1 if step < 4 else 0.0
-            optimizer.step()
-    assert len(recorded) == 2  # at first, and for the other weight decay
-    for (name, p), q in zip(models[0].named_parameters(), models[1].parameters()):
-        assert apart(q.array, p.array) <= 1e-6, name  # the rate is float32 there
-        assert optimizers[1].state[q]["step"].item() == 6
-
-
-def test_an_update_that_cannot_be_recorded_is_made_all_the_same():
-    models = [model_of("gpt2") for _ in range(2)]
-    optimizers = [AdamW(m.parameters(), lr=1e-3) for m in models]
-    capturing.capture(models[1], "graph", optimizers[1])
-    with pytest.warns(UserWarning, match="capture: graph falls back to region"):
-        capturing.accumulate_in_graphs(models[1], window(1), [1.0], list(models[1].parameters()))
-    capturing.capture(models[1], "off")
-    for model, optimizer in zip(models, optimizers):
-        gradients(model, window(1))
-        optimizer.step()
-    for (name, p), q in zip(models[0].named_parameters(), models[1].parameters()):
-        assert torch.equal(q.array, p.array), name

@@ -76,7 +76,7 @@ def test_arguments_are_passed_in_the_order_of_torchs_schema(name):
 def card(monkeypatch):
     """Tensors of a card that is not there, a Hopper, under autocast."""
     monkeypatch.setattr(linear, "widens", lambda device: device.type == "cuda")
-    monkeypatch.setattr(choice, "is_hopper", lambda device: True)
+    monkeypatch.setattr(choice, "since_hopper", lambda device: True)
     monkeypatch.setattr(flags, "autocast", True)
     # Writing into a fake tensor of a card asks for the card itself: not in place here.
     for module in (head, loss):
@@ -84,7 +84,6 @@ def card(monkeypatch):
             module, "log_probabilities",
             lambda x, owned: aten._log_softmax(x.float(), 1, False),
         )  # fmt: skip
-    monkeypatch.setattr(head, "add_product", lambda total, a, b: linear.product(a, b, total.dtype))
     with FakeTensorMode():
         yield lambda *shape, dtype=LOW: torch.empty(shape, dtype=dtype, device="cuda")
     choice.refusals.clear()
@@ -237,7 +236,7 @@ def test_the_report_says_what_is_chosen_and_why(dtype):
 def test_the_report_names_the_kernels_of_a_card(monkeypatch):
     from nplm.backend.torch_kernels import report
 
-    monkeypatch.setattr(report, "is_hopper", lambda device: True)
+    monkeypatch.setattr(report, "since_hopper", lambda device: True)
     monkeypatch.setattr(report, "widens", lambda device: True)
     rows = {op: (kernel, why) for op, kernel, why in chosen("cuda", nplm.bfloat16)}
     assert rows["attention"][0] == "aten cudnn"

@@ -93,8 +93,12 @@ def _trace(
         grads[:] = [g is not None for g in found]
         return [value, *(g for g in found if g is not None)]
 
-    # Once for real: what the body keeps for its next call must not be made of traces.
-    tangent = torch.empty_like(body(*arrays)[0])
+    # Once for real, there and back: what the body keeps for its next call must not be made of
+    # traces, and a kernel that refuses these shapes must be known before it is compiled in.
+    value, backward = body(*arrays)
+    backward(torch.zeros_like(value))
+    tangent = torch.empty_like(value)
+    del value, backward
     # Functional: a write in place inside of a backward may cross the cut between the halves, and
     # gradients would be NaN beside a right loss.
     graph = make_fx(
@@ -188,7 +192,7 @@ def record(
                 function()
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=side):
             function()
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]

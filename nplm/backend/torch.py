@@ -67,8 +67,10 @@ def asarray(value: Any, dtype: Any = None, device: str = "torch:cpu") -> Array:
     if not isinstance(value, torch.Tensor):
         value = np.asarray(value)
         value = torch.from_numpy(value if value.flags.writeable else value.copy())
-    native = _native(dtype or dtype_of(value))
-    return value.detach().to(_place(device), native)
+    native, place = _native(dtype or dtype_of(value)), _place(device)
+    if place != "cpu" and value.device.type == "cpu":  # a copy that nobody has to wait for
+        return value.detach().to(native).pin_memory().to(place, non_blocking=True)
+    return value.detach().to(place, native)
 
 
 def to_numpy(x: Array) -> np.ndarray:
@@ -86,6 +88,11 @@ def dtype_of(x: Array) -> np.dtype[Any]:
     if x.dtype not in _NUMPY:
         return supported(str(x.dtype).removeprefix("torch."))  # raises, and lists what there is
     return _NUMPY[x.dtype]
+
+
+def arange(start: float, end: float, step: float, dtype: Any, device: str) -> Array:
+    """start, start + step, ... below end, made on the device."""
+    return torch.arange(start, end, step, dtype=_native(dtype), device=_place(device))
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, seed: int, like: Array) -> Array:
@@ -159,10 +166,7 @@ abs, sign, sigmoid, isnan = torch.abs, torch.sign, torch.sigmoid, torch.isnan
 def _as_operands(x, y):
     """`torch.maximum` takes tensors only, where NumPy takes numbers too."""
     like = x if isinstance(x, torch.Tensor) else y
-    return (
-        v if isinstance(v, torch.Tensor) else torch.tensor(v, dtype=like.dtype, device=like.device)
-        for v in (x, y)
-    )
+    return (v if isinstance(v, torch.Tensor) else full((), v, like) for v in (x, y))
 
 
 def maximum(x, y):

@@ -209,7 +209,7 @@ def share_weights(crew: Sequence[Worker], path: str) -> None:
     """Give every engine the first one's weights, by way of a file."""
     shapes = crew[0].ask("save", path=path)["shapes"]
     for worker in crew:
-        if worker.ask("about")["shapes"] != shapes:
+        if worker.ask("shapes")["shapes"] != shapes:
             first = crew[0].engine.name
             raise BenchError(
                 f"{worker.engine.name}: expected the parameters of {first}, got others"

@@ -1,7 +1,7 @@
 """The torch path as an engine to measure, beside the same model by torch: eager and compiled.
 
-Both take an update on tensors of one device; neither waits for the device inside an update.  Read
-torch_trainer.py before; who takes turns in one process is in torch_turns.py.
+Both take an update on tensors of one device.  Read torch_trainer.py before; who takes turns in one
+process is in torch_turns.py.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Ours(Path):
         groups = decay_groups(self.model, WEIGHT_DECAY)
         self.optimizer = AdamW(groups, lr=LR, betas=BETAS)
         self.optimizer.flatten()
-        capture(self.model, how.capture)
+        capture(self.model, how.capture, self.optimizer)
 
     def parameters(self) -> Tensors:
         """Path's."""

@@ -255,11 +255,10 @@ def measure_apart(
                 apart = distances(path, other, truth["shapes"])
                 found[name] = Found(answer["loss"], apart, answer["seconds"])
             agreement = judge(found, truth["loss"], hows[0].dtype)
+            timed = take_turns(crew, rounds, steps)
+            # Afterwards: it runs an update under torch's profiler, which takes memory.
             said = {how.name: checked(how, w.ask("about")["versions"])
                     for how, w in zip(hows, crew)}  # fmt: skip
-            timed = take_turns(crew, rounds, steps)
-            for how, w in zip(hows, crew):
-                checked(how, w.ask("about")["versions"])
     return results(hows, timed, agreement, said)
 
 

@@ -32,9 +32,12 @@ class Measured:
         self.engine = getattr(import_module(module), name)(Setting.from_json(setting), threads)
 
     def about(self) -> Answer:
-        """Versions, and the shapes of the weights in their order."""
-        shapes = [[name, list(array.shape)] for name, array in self.engine.weights()]
-        return {"versions": self.engine.versions(), "shapes": shapes}
+        """Versions.  An engine may run an update to see what it runs: ask it last."""
+        return {"versions": self.engine.versions()}
+
+    def shapes(self) -> Answer:
+        """The names and shapes of the weights in their order."""
+        return {"shapes": [[name, list(array.shape)] for name, array in self.engine.weights()]}
 
     def save(self, path: str) -> Answer:
         """Write every weight, one after the other."""

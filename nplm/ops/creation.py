@@ -14,7 +14,7 @@ from nplm import random
 from nplm.autograd.factory import as_tensor, tensor
 from nplm.autograd.tensor import Tensor
 from nplm.backend import namespace_for
-from nplm.backend.dtypes import FLOATING, float64, get_default_dtype
+from nplm.backend.dtypes import FLOATING, float64, get_default_dtype, int64
 from nplm.errors import BackendError
 
 
@@ -115,6 +115,9 @@ def arange(
     start, end = (0, start) if end is None else (start, end)
     if dtype is None and any(isinstance(v, float) for v in (start, end, step)):
         dtype = get_default_dtype()
+    if device.startswith("cuda"):  # made there: a copy from the host could not be recorded
+        xp = namespace_for(device)
+        return Tensor(xp.arange(start, end, step, dtype or int64, device))
     return tensor(np.arange(start, end, step), dtype or None, device)
 
 

@@ -7,9 +7,9 @@ before it, with one warning that says why.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from nplm.autograd.grad_mode import enable_grad
 from nplm.autograd.graph import Array, Node, flags, run_backward
@@ -34,6 +34,7 @@ class _State:
         self.level = level
         self.pairs: dict[Any, Any] = {}  # compiled, by structure and inputs
         self.graphs: Any = None
+        self.optimizer: Any = None  # whose update is recorded
         self.told = False
 
     def tell(self, note: str) -> None:
@@ -48,9 +49,16 @@ class _State:
         if LEVELS.index(to) < LEVELS.index(self.level):
             warnings.warn(f"capture: {self.level} falls back to {to}: {why}", stacklevel=3)
             self.level = to
+            self.drop_graphs()
+
+    def drop_graphs(self) -> None:
+        """Free what was recorded; updates are made by hand."""
+        self.graphs = None
+        if self.optimizer is not None:
+            vars(self.optimizer).pop("update_group", None)
 
 
-_states: WeakKeyDictionary[Module, _State] = WeakKeyDictionary()
+_states: weakref.WeakKeyDictionary[Module, _State] = weakref.WeakKeyDictionary()
 
 
 def capture(model: Any, level: str, optimizer: Optimizer | None = None) -> None:
@@ -79,15 +87,20 @@ def capture(model: Any, level: str, optimizer: Optimizer | None = None) -> None:
     for block in model.blocks:
         block.forward = _Captured(block, "forward", state)
     model.loss = _Captured(model, "loss", state)
-    if level == "graph" and type(optimizer) in (Adam, AdamW):
+    if level == "graph" and isinstance(optimizer, Adam) and type(optimizer) in (Adam, AdamW):
         from nplm.backend import capture as compiler
 
-        optimizer.update_group = RecordedAdam(optimizer, compiler.record)  # type: ignore
+        state.optimizer = optimizer
+        optimizer.update_group = RecordedAdam(  # type: ignore[method-assign]
+            optimizer, compiler.record, lambda why: warnings.warn(f"capture: {why}", stacklevel=5)
+        )
 
 
 def release(model: Any) -> None:
     """Op by op again."""
-    if _states.pop(model, None) is not None:
+    state = _states.pop(model, None)
+    if state is not None:
+        state.drop_graphs()
         for module, name in [*((block, "forward") for block in model.blocks), (model, "loss")]:
             vars(module).pop(name, None)
 
@@ -107,19 +120,28 @@ class _Captured:
 
     def __init__(self, module: Any, name: str, state: _State) -> None:
         self.module, self.name, self.state = module, name, state
+        self.structure = name if name == "loss" else repr(module)  # what a pair belongs to
 
     def __call__(self, *inputs: Tensor, **options: Any) -> Any:
+        found = None if options else self.compiled(inputs, recompute=False)
+        if found is None:
+            return getattr(type(self.module), self.name).__get__(self.module)(*inputs, **options)
+        return found
+
+    def compiled(self, inputs: Sequence[Tensor], recompute: bool) -> Any:
+        """The method's result by its pair, which with `recompute` keeps the inputs alone; None
+        where there is no pair."""
+        if not self._usable():
+            return None
         plain = getattr(type(self.module), self.name).__get__(self.module)
-        if options or not self._usable():
-            return plain(*inputs, **options)
         leaves = self._leaves()
         tensors = [*inputs, *leaves]
         needs = tuple(t.requires_grad for t in tensors)
         arrays = [t.array for t in tensors]
         copies = _copies([p.array for p in leaves])
-        pair = self._pair(plain, leaves, needs, [*arrays, *copies])
+        pair = self._pair(plain, leaves, needs, [*arrays, *copies], recompute)
         if pair is None:
-            return plain(*inputs)
+            return None
         value, saved = pair.forward([*arrays, *copies])
         if True not in needs:
             return wrap(value, None)
@@ -157,18 +179,17 @@ class _Captured:
 
     def _pair(
         self, plain: Callable[..., Tensor], leaves: list[Tensor], needs: tuple[bool, ...],
-        arrays: list[Array],
+        arrays: list[Array], recompute: bool,
     ) -> Any:  # fmt: skip
         """The compiled pair for these inputs, compiled now if need be; None if it cannot be."""
-        structure = self.name if self.name == "loss" else repr(self.module)
-        key = (structure, self.module.training, needs, flags.autocast,
+        key = (self.structure, recompute, self.module.training, needs, flags.autocast,
                tuple((tuple(x.shape), x.stride(), x.dtype, x.device) for x in arrays))  # fmt: skip
         pair = self.state.pairs.get(key)
         if pair is None and self.state.level != "off":
             from nplm.backend import capture as compiler  # torch's private parts: not before
 
             try:
-                pair = compiler.compile_pair(_body(plain, leaves, needs), arrays)
+                pair = compiler.compile_pair(_body(plain, leaves, needs), arrays, recompute)
             except compiler.CaptureError as error:
                 self.state.fall_back("off", str(error))
             else:
@@ -254,14 +275,20 @@ def accumulate_in_graphs(
     if state.graphs is None:
         from nplm.backend import capture as compiler
 
-        state.graphs = Graphs(lambda ids, targets: model.loss(model.features(ids), targets),
-                              compiler.record)  # fmt: skip
+        here = weakref.ref(model)  # else its own graphs would keep it alive
+
+        def loss_of(ids: Tensor, targets: Tensor) -> Tensor:
+            owner: Any = here()
+            loss: Tensor = owner.loss(owner.features(ids), targets)
+            return loss
+
+        state.graphs = Graphs(loss_of, compiler.record)
     if not state.graphs.takes(window, parameters):
         return None
     try:
-        found: Tensor = state.graphs.accumulate(window, shares, parameters)
+        found: Tensor = state.graphs.accumulate(window, shares, list(model.parameters()))
     except BackendError as error:  # before the first window is done: nothing has been added
-        state.graphs = None
         state.fall_back("region", str(error))
+        state.drop_graphs()
         return None
     return found

@@ -28,18 +28,19 @@ class MicroBatch:
     """One recorded micro-batch of a model: for one shape of batch and one set of parameters."""
 
     def __init__(
-        self, loss_of: Callable[[Tensor, Tensor], Tensor], batch: Batch, parameters: Sequence[Any],
+        self, loss_of: Callable[[Tensor, Tensor], Tensor], batch: Batch, every: Sequence[Any],
         record: Record,
     ) -> None:  # fmt: skip
         from nplm.backend.torch_kernels.sinks import TorchSink
 
-        self.loss_of, self.parameters = loss_of, list(parameters)
-        self.arrays = [p.array for p in parameters]  # a graph reads them: they must not be freed
-        device = self.parameters[0].device
+        self.loss_of, self.parameters = loss_of, [p for p in every if p.requires_grad]
+        self.held = [p.array for p in every]  # a graph reads them and their copies: never freed
+        first = self.parameters[0]
+        device, dtype = first.device, first.dtype
         self.inputs = tensor(batch.inputs, device=device)
         self.targets = tensor(batch.targets, device=device)
-        self.share = tensor(0.0, device=device)  # what the summed loss is multiplied by
-        self.total = tensor(0.0, device=device)  # of the window so far
+        self.share = tensor(0.0, dtype, device)  # what the summed loss is multiplied by
+        self.total = tensor(0.0, dtype, device)  # of the window so far
         self.gradients = [Tensor(p.xp.zeros(p.shape, p.array)) for p in self.parameters]
         self.sinks: dict[Any, Any] = {
             p: TorchSink(p.array, g.array) for p, g in zip(self.parameters, self.gradients)
@@ -78,16 +79,21 @@ class Graphs:
         self.known: dict[Any, MicroBatch] = {}
 
     def accumulate(
-        self, window: Sequence[Batch], shares: Sequence[float], parameters: Sequence[Any]
+        self, window: Sequence[Batch], shares: Sequence[float], every: Sequence[Any]
     ) -> Tensor:
-        """The window's gradient in every parameter's `.grad`, and its loss, ()."""
+        """The window's gradient in the `.grad` of every parameter that trains, and its loss, ().
+
+        every       all parameters of the model: a graph reads the frozen ones too
+        """
         first = window[0]
-        key = (first.inputs.shape, flags.autocast, tuple(id(p.array) for p in parameters))
+        # Kernels know addresses: a graph is right as long as everything is where it was.
+        key = (first.inputs.shape, flags.autocast,
+               tuple((p.array.data_ptr(), p.requires_grad) for p in every))  # fmt: skip
         step = self.known.get(key)
         if step is None:
             self.known.clear()  # another shape or another dtype: the old buffers go first
-            step = self.known[key] = MicroBatch(self.loss_of, first, parameters, self.record)
-        refresh(parameters)
+            step = self.known[key] = MicroBatch(self.loss_of, first, every, self.record)
+        refresh(every)
         step.empty()
         for batch, share in zip(window, shares):
             step.feed(batch, share)
@@ -97,7 +103,7 @@ class Graphs:
         return Tensor(step.total.xp.copy(step.total.array))
 
     def takes(self, window: Sequence[Batch], parameters: Sequence[Any]) -> bool:
-        """Whether every micro-batch has one shape and nobody has or watches a gradient."""
+        """Whether every micro-batch has one shape and no gradient is there or watched."""
         alike = {batch.inputs.shape for batch in window}
         return len(alike) == 1 and all(p.grad is None and not p.hooks for p in parameters)
 
@@ -121,12 +127,14 @@ def refresh(parameters: Sequence[Any]) -> None:
 class RecordedAdam:
     """`Adam.update_group` as a CUDA graph: rate and counts of steps are numbers on the card.
 
-    So a new learning rate is written there, and nothing is recorded anew. Other moments, gradients
-    at other addresses, another weight decay, eps or betas are recorded again, which takes a moment.
+    So a new learning rate is written there, and nothing is recorded anew. Another weight decay, eps
+    or betas, and parameters, gradients or moments at other addresses are recorded again, once they
+    are met a second time in a row: gradients that are elsewhere at every step never are.
     """
 
-    def __init__(self, optimizer: Adam, record: Record) -> None:
-        self.optimizer, self.record = optimizer, record
+    def __init__(self, optimizer: Adam, record: Record, tell: Callable[[str], None]) -> None:
+        self.optimizer, self.record, self.tell = optimizer, record, tell
+        self.met: dict[int, Any] = {}  # the key of a group's last step, by its first parameter
         # (replay, rate, counts, what it reads and writes, which must not be freed)
         self.known: dict[Any, tuple[Callable[[], None], Array, Array, Any]] = {}
 
@@ -140,12 +148,17 @@ class RecordedAdam:
         )
         fixed |= {"beta1": group["betas"][0], "beta2": group["betas"][1]}
         arrays = [[t.array for t in tensors] for tensors in lists]
-        key = (tuple(id(x) for each in arrays for x in each), tuple(fixed.values()))
+        key = (tuple(x.data_ptr() for each in arrays for x in each), tuple(fixed.values()))
+        before, self.met[key[0][0]] = self.met.get(key[0][0]), key
+        if key not in self.known and (key != before or params[0].dtype != float32):
+            adam_update(*lists, steps, lr=group["lr"], **fixed)
+            return
         try:
             if key not in self.known:
                 self._forget(arrays[0])
                 self.known[key] = (*self._recorded(lists, arrays[0][0], fixed), arrays)
-        except BackendError:  # the model's own fall-back has told why
+        except BackendError as error:
+            self.tell(f"the update is not recorded: {error}")
             vars(self.optimizer).pop("update_group", None)
             adam_update(*lists, steps, lr=group["lr"], **fixed)
             return
@@ -170,5 +183,5 @@ class RecordedAdam:
 
     def _forget(self, params: list[Array]) -> None:
         """Drop what was recorded for these parameters: its buffers are gone or will not be used."""
-        own = {id(p) for p in params}
+        own = {p.data_ptr() for p in params}
         self.known = {k: v for k, v in self.known.items() if own.isdisjoint(k[0][: len(params)])}

@@ -53,6 +53,12 @@ def checkpoint(
         raise NotImplementedError("checkpoint: use_reentrant=True is not supported; leave it out")
     if not flags.recording:
         return function(*args, **kwargs)
+    compiled = getattr(vars(function).get("forward") if hasattr(function, "__dict__") else None,
+                       "compiled", None)  # fmt: skip
+    if compiled is not None and not kwargs:  # a captured block (train/capturing.py) does it itself
+        found = compiled(args, recompute=True)
+        if found is not None:
+            return found
     return _Segment(function, args, kwargs, preserve_rng_state).first()
 
 

@@ -52,13 +52,13 @@ def _key(name: str, q: torch.Tensor, k: torch.Tensor, causal: bool) -> tuple[obj
 def candidates(q: torch.Tensor, k: torch.Tensor, causal: bool) -> list[str]:
     """The kernels to try for these inputs, first choice first."""
     device = q.device.type
-    hopper = device == "cuda" and is_hopper(q.device)
+    hopper = device == "cuda" and since_hopper(q.device)
     names = [name for name, _ in order(device, q.dtype, q.shape[-1], hopper)]
     names = [*(n for n in _preferred if n in names), *(n for n in names if n not in _preferred)]
     return [n for n in names if not refusals or _key(n, q, k, causal) not in refusals]
 
 
-def is_hopper(device: torch.device) -> bool:
+def since_hopper(device: torch.device) -> bool:
     """Whether a card has compute capability 9.0 or more; False without any card."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (9, 0)
 

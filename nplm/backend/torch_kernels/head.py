@@ -10,7 +10,6 @@ import torch
 from nplm.autograd.graph import flags
 from nplm.autograd.op import override
 from nplm.backend.torch_kernels.linear import (
-    add_product,
     delivered,
     product,
     weight_gradient,
@@ -50,6 +49,8 @@ def linear_cross_entropy(xp, x, weight, targets, ignore_index=-100, reduction="m
     if lowers(x, weight):
         x, weight = in_bfloat16(x), lowered(weight)
     step = max(1, BUDGET.get(x.device.type, 1 << 28) // (4 * V))  # rows of a chunk
+    if step < N and reduction == "none" and not flags.recording:
+        return _losses_in_chunks(x, weight, targets, ignore_index, step), None
     if step < N and reduction != "none":
         return _in_chunks(x, weight, targets, ignore_index, reduction, dtypes, step)
     logp = log_probabilities(torch.mm(x, weight.t()), owned=True)  # (N, V)
@@ -62,6 +63,17 @@ def linear_cross_entropy(xp, x, weight, targets, ignore_index=-100, reduction="m
         return dx, weight_gradient(needs[1], dlogits.t(), x, dtypes[1]), None
 
     return loss, backward
+
+
+def _losses_in_chunks(x, weight, targets, ignore_index, step):
+    """Every token's loss, without a gradient: validation of a large batch."""
+    losses = []
+    for i in range(0, len(x), step):
+        n = min(step, len(x) - i)
+        logp = log_probabilities(torch.mm(x.narrow(0, i, n), weight.t()), owned=True)
+        here = targets.narrow(0, i, n)
+        losses.append(aten.nll_loss_forward(logp, here, None, REDUCTIONS["none"], ignore_index)[0])
+    return torch.cat(losses)
 
 
 def _in_chunks(x, weight, targets, ignore_index, reduction, dtypes, step):
@@ -88,7 +100,8 @@ def _in_chunks(x, weight, targets, ignore_index, reduction, dtypes, step):
         if dweight is None:
             dweight = product(dlogits.t(), rows, dtypes[1])
         else:
-            add_product(dweight, dlogits.t(), rows)
+            # Not by `add_product`: Inductor cannot compile a product that adds to float32.
+            dweight += product(dlogits.t(), rows, dtypes[1])
     norm = counted if reduction == "mean" else None
 
     def backward(dy, needs):

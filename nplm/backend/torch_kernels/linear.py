@@ -33,14 +33,16 @@ def widens(device: torch.device) -> bool:
     """
     if device.type != "cuda" or "dtype_out" not in aten.addmm.overloads():
         return False
-    with torch.utils._python_dispatch._disable_current_modes():
-        try:
+    try:
+        from torch.utils._python_dispatch import _disable_current_modes
+
+        with _disable_current_modes():
             ones = torch.ones((16, 16), dtype=torch.bfloat16, device=device)
             total = torch.mm(ones, ones, out_dtype=torch.float32)
             aten.addmm.dtype_out(total, ones, ones, torch.float32, out=total)
             return bool((total == 32.0).all())
-        except (RuntimeError, TypeError, AssertionError):
-            return False
+    except (AssertionError, AttributeError, ImportError, RuntimeError, TypeError):
+        return False
 
 
 def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

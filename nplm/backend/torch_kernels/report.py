@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nplm.backend.torch_kernels.attention_choice import is_hopper, order
+from nplm.backend.torch_kernels.attention_choice import order, since_hopper
 from nplm.backend.torch_kernels.linear import widens
 
 Choice = tuple[str, str, str]  # op, kernel, why
@@ -20,7 +20,7 @@ def chosen(device: str, dtype: torch.dtype | str = "float32") -> list[Choice]:
     on = torch.device("cpu" if device == "torch:cpu" else device)
     kind = on.type
     cuda = kind == "cuda"
-    names = order(kind, torch.bfloat16 if low else torch.float32, 64, cuda and is_hopper(on))
+    names = order(kind, torch.bfloat16 if low else torch.float32, 64, cuda and since_hopper(on))
     attention, why = names[0]
     rest = ", then " + ", ".join(name for name, _ in names[1:]) if names[1:] else ""
     found = [("attention", f"aten {attention}", f"{why}{rest}; masks and dropout: the reference")]

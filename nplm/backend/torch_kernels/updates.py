@@ -68,7 +68,7 @@ def sgd_update(
     xp, params, grads, momentum_buffers, fresh, *, lr, momentum, dampening, weight_decay, nesterov,
     maximize,
 ):  # fmt: skip
-    """optim.sgd.sgd_update by torch._fused_sgd_: those with a fresh buffer first, then the rest."""
+    """optim.sgd.sgd_update by torch._fused_sgd_: those with a fresh buffer apart from the rest."""
     fresh = fresh or [False] * len(params)
     for new in set(fresh):
         here = [i for i, is_new in enumerate(fresh) if is_new == new]

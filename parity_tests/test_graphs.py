@@ -1,0 +1,149 @@
+"""What CUDA graphs read and write, without a card: memory that stays, and what may be recorded."""
+
+import gc
+import weakref
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="graphs are torch's: pip install torch")
+
+from test_capture import (  # noqa: E402, F401
+    GRADIENT,
+    LOSS,
+    LOW,
+    apart,
+    gradients,
+    model_of,
+    no_warning_unseen,
+    window,
+)
+
+import nplm  # noqa: E402
+from nplm.data.loader import Batch, Window  # noqa: E402
+from nplm.optim import AdamW  # noqa: E402
+from nplm.train import capturing  # noqa: E402
+from nplm.train.graphs import Graphs, RecordedAdam  # noqa: E402
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_a_window_through_fixed_memory_has_the_gradients_of_the_window(low):
+    """`record` gives the function itself here: the addresses are what is tested."""
+    model, batches = model_of("gpt2"), window(3)
+    parameters = list(model.parameters())
+    with nplm.autocast("torch:cpu", enabled=low):
+        loss, expected = gradients(model, batches)
+        shares = [1 / batches.n_targets] * 3
+        graphs = Graphs(lambda ids, t: model.loss(model.features(ids), t), lambda f, _: f)
+        addresses = set()
+        for _ in range(3):
+            model.zero_grad()
+            assert graphs.takes(batches, parameters)
+            found = graphs.accumulate(batches, shares, parameters)
+            assert float(found) == pytest.approx(loss, rel=LOSS.rtol)
+            for name, p in model.named_parameters():
+                assert apart(p.grad.array, expected[name]) <= (LOW if low else GRADIENT).atol, name
+            addresses.add(tuple(p.grad.array.data_ptr() for p in parameters))
+        assert len(addresses) == 1
+        with nplm.no_grad():  # an update in place is seen by the next window, its copies too
+            for p in parameters:
+                p.array.mul_(1.5)
+        changed, _ = gradients(model, batches)
+        model.zero_grad()
+        again = float(graphs.accumulate(batches, shares, parameters))
+        assert again == pytest.approx(changed, rel=1e-3 if low else LOSS.rtol)
+        assert abs(again - loss) > 1e-2 * loss
+
+
+def test_a_window_of_several_shapes_or_with_watched_gradients_is_not_recorded():
+    model = model_of("gpt2")
+    parameters, batches = list(model.parameters()), window(2)
+    graphs = Graphs(lambda ids, t: model.loss(model.features(ids), t), lambda f, _: f)
+    short = Batch(batches[0].inputs[:1], batches[0].targets[:1])
+    assert not graphs.takes(Window([batches[0], short]), parameters)
+    parameters[0].grad = nplm.zeros(parameters[0].shape).to("torch:cpu")
+    assert not graphs.takes(batches, parameters)
+
+
+def test_an_update_through_fixed_memory_is_the_update_and_a_new_rate_records_nothing():
+    """`record` gives the function itself here, and counts."""
+    recorded = []
+
+    def record(function, device, warm_ups):
+        assert warm_ups == 0  # it would be an update more
+        recorded.append(device)
+        return function
+
+    models = [model_of("gpt2") for _ in range(2)]
+    optimizers = [AdamW(m.parameters(), lr=1e-3, weight_decay=0.1) for m in models]
+    optimizers[1].update_group = RecordedAdam(optimizers[1], record, pytest.fail)
+    for p in [p for m in models for p in m.parameters()]:
+        p.grad = nplm.zeros(p.shape).to("torch:cpu")  # graphs keep gradients where they are
+    for step in range(6):
+        for model, optimizer in zip(models, optimizers):
+            torch.manual_seed(step)
+            for p in model.parameters():
+                p.grad.array.normal_()
+            optimizer.param_groups[0]["lr"] = 1e-3 / (1 + step)
+            optimizer.param_groups[0]["weight_decay"] = 0.1 if step < 4 else 0.0
+            optimizer.step()
+    assert len(recorded) == 2  # once it is met again, and once more for the other weight decay
+    for (name, p), q in zip(models[0].named_parameters(), models[1].parameters()):
+        assert apart(q.array, p.array) <= 1e-6, name  # the rate is float32 there
+        assert optimizers[1].state[q]["step"].item() == 6
+
+
+def test_an_update_that_cannot_be_recorded_is_made_all_the_same():
+    models = [model_of("gpt2") for _ in range(2)]
+    optimizers = [AdamW(m.parameters(), lr=1e-3) for m in models]
+    capturing.capture(models[1], "graph", optimizers[1])
+    with pytest.warns(UserWarning, match="capture: graph falls back to region"):
+        capturing.accumulate_in_graphs(models[1], window(1), [1.0], list(models[1].parameters()))
+    capturing.capture(models[1], "off")
+    for model, optimizer in zip(models, optimizers):
+        gradients(model, window(1))
+        optimizer.step()
+    for (name, p), q in zip(models[0].named_parameters(), models[1].parameters()):
+        assert torch.equal(q.array, p.array), name
+
+
+def test_gradients_that_are_elsewhere_at_every_step_are_not_recorded():
+    model = model_of("gpt2")
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    optimizer.update_group = RecordedAdam(optimizer, pytest.fail, pytest.fail)
+    kept = []  # so that no address comes again
+    for _ in range(5):
+        for p in model.parameters():
+            p.grad = nplm.Tensor(torch.randn(p.shape))
+            kept.append(p.grad)
+        optimizer.step()
+
+
+def test_a_model_with_graphs_is_freed_and_its_optimizer_updates_by_hand_again():
+    model = model_of("gpt2")
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    capturing.capture(model, "graph", optimizer)
+    assert "update_group" in vars(optimizer)
+    with pytest.warns(UserWarning, match="dropout|CUDA"):
+        gradients(model, window(1))
+    assert "update_group" not in vars(optimizer)
+    reference = weakref.ref(model)
+    del model, optimizer
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_frozen_weight_that_changes_is_read_anew_through_fixed_memory():
+    model, batches = model_of("gpt2"), window(1)
+    frozen = model.blocks[0].mlp.proj.weight
+    frozen.requires_grad = False
+    graphs = Graphs(lambda ids, t: model.loss(model.features(ids), t), lambda f, _: f)
+    shares, every = [1 / batches.n_targets], list(model.parameters())
+    with nplm.autocast("torch:cpu"):
+        before = float(graphs.accumulate(batches, shares, every))
+        frozen.array.mul_(30.0)
+        model.zero_grad()
+        after = float(graphs.accumulate(batches, shares, every))
+        model.zero_grad()
+        assert after == pytest.approx(gradients(model, batches)[0], rel=1e-3)
+    assert abs(after - before) > 1e-2
+    assert frozen.grad is None
