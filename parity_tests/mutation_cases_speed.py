@@ -3,21 +3,42 @@
 from mutation import parity as _parity
 
 _THEOREM = "test_shards.py::test_any_number_of_threads_has_the_gradient_of_one"
+_ARRIVAL = "test_sinks.py::test_any_order_of_arrival_has_the_bits_of_the_ordered_sum"
 _ATTENTION = "test_overrides.py::test_an_override_equals_its_reference[attention-numpy-0]"
 _HEAD = "test_overrides.py::test_an_override_equals_its_reference[linear_cross_entropy-numpy-0]"
 
 SPEED = [
-    _parity("a shard's gradients are lost", "nplm/train/shards.py",
-            "    buffers.add_up()\n", "    pass\n", _THEOREM),
-    _parity("rows of large tables are lost", "nplm/train/shards.py",
-            "first.settle(others)", "first.settle([])", _THEOREM),
+    _parity("gradients that come early are lost", "nplm/autograd/sinks.py",
+            "self.early[place] = gradient\n", "pass\n", _ARRIVAL),
+    _parity("gradients are added as they come", "nplm/autograd/sinks.py",
+            "if place != self.due:", "if False:", _ARRIVAL),
+    _parity("an early gradient that follows is forgotten", "nplm/autograd/sinks.py",
+            "if gradient is None:\n                return", "return", _ARRIVAL),
+    _parity("what waits for a place that stays empty is lost", "nplm/autograd/sinks.py",
+            "self.add(self.early.pop(place))", "self.early.pop(place)", _ARRIVAL),
+    _parity("a contribution whose turn has come is left for ever", "nplm/autograd/sinks.py",
+            "        self.add(gradient)\n        self.advance()\n", "        self.add(gradient)\n",
+            _ARRIVAL),
+    _parity("a shard writes to the buffer out of turn", "nplm/autograd/sinks.py",
+            "if self.place == shared.due:", "if True:", _ARRIVAL),
+    _parity("every product of a shard is a temporary", "nplm/autograd/sinks.py",
+            "if self.place == shared.due:", "if False:",
+            "test_sinks.py::test_memory_of_its_own_is_for_those_who_come_early"),
+    _parity("places of a window go on after it", "nplm/autograd/sinks.py",
+            "            shard.start(i)\n", "            pass\n",
+            "test_sinks.py::test_an_error_in_the_middle_of_a_contribution_leaves_the_next_window_right"),
+    _parity("a large head's products wait", "nplm/train/shards.py",
+            "    buffer.settle()  # the head's", "    pass  # the head's",
+            "test_sinks.py::test_products_of_a_large_head_never_wait"),
+    _parity("rows of large tables are lost", "nplm/autograd/sinks.py",
+            "self.waiting += shard.waiting\n", "pass\n", _THEOREM),
     _parity("a shard takes a row of its neighbour", "nplm/train/shards.py",
             "start, stop = B * self.i // self.n, B * (self.i + 1) // self.n",
             "start, stop = 0, B // self.n + 1", _THEOREM),
     _parity("a head's loss is not weighted", "nplm/train/shards.py",
             "loss.backward(share, into=store)", "loss.backward(1.0, into=store)", _THEOREM),
-    _parity("gradients of the last window stay", "nplm/train/shards.py",
-            "sink.filled, sink.waiting = False, []", "sink.waiting = []",
+    _parity("gradients of the last window stay", "nplm/autograd/sinks.py",
+            "self.filled, self.waiting = False, []", "self.waiting = []",
             "test_shards.py::test_gradients_are_added_up_over_a_window_and_start_anew_after_it"),
     _parity("a gradient that is there is thrown away", "nplm/train/shards.py",
             "p.grad is None and not p.hooks", "not p.hooks",

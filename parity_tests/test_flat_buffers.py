@@ -21,7 +21,7 @@ from nplm.backend.numpy_kernels import updates
 from nplm.models import Decoder, DecoderConfig
 from nplm.nn.utils import scale_, total_norm_
 from nplm.optim.adam import adam_update
-from nplm.optim.flat import add_buffers, entries_like, flatten
+from nplm.optim.flat import entries_like, flatten
 from nplm.optim.sgd import sgd_update
 from nplm.parity.tolerances import EXACT, FORMULA_64, KERNEL_32, ROUNDING_32, RUN_64, assert_close
 
@@ -169,23 +169,6 @@ def test_the_norm_of_a_million_float32_numbers_is_right_to_the_last_place():
     updates.total_norm_(xp, [total], [x], order=2.0)
     exact = np.sqrt(np.sum(x.astype(np.float64) ** 2))
     assert abs(float(total) - exact) <= np.spacing(np.float32(exact))
-
-
-@settings(max_examples=40)
-@given(seed=seeds, dtype=dtypes, n_threads=thread_counts, n=st.integers(0, 40), k=st.integers(0, 3))
-def test_buffers_are_added_in_their_order_on_any_number_of_threads(seed, dtype, n_threads, n, k):
-    rng = np.random.default_rng(seed)
-    first, *others = (rng.standard_normal(n).astype(dtype) for _ in range(k + 1))
-    expected = first.copy()
-    for other in others:
-        expected = expected + other
-    before, optim.flat.TILE = optim.flat.TILE, 7
-    try:
-        with small_tiles(n_threads):
-            add_buffers(first, others)
-    finally:
-        optim.flat.TILE = before
-    assert_close(first, expected, EXACT)
 
 
 # ---- who is merged, and who declines -------------------------------------------------------------

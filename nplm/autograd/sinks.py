@@ -117,41 +117,43 @@ class SharedSink(Sink):
         self.n, self.due, self.lock = n, 0, threading.Lock()
         self.early: dict[int, np.ndarray] = {}
 
-    def take(self, place: int, own: np.ndarray | None) -> None:
-        """The contribution with this place is complete: it lies in `array`, or in `own`."""
-        with self.lock:  # for moments: sums are made outside, by whoever has the place that is due
+    def leave(self, place: int, gradient: np.ndarray) -> None:
+        """Take a contribution that began before its turn, which may have come meanwhile."""
+        with self.lock:
             if place != self.due:
-                assert own is not None
-                self.early[place] = own
+                self.early[place] = gradient
                 return
+        self.add(gradient)
+        self.advance()
+
+    def advance(self) -> None:
+        """What was due is in: add what follows and came early. The next place is due then."""
+        self.filled = True
         while True:
-            if own is not None:
-                self.add(own)
-            self.filled = True
-            with self.lock:
+            with self.lock:  # not while adding: until the next place is due nobody else writes
                 self.due += 1
-                own = self.early.pop(self.due, None)
-                if own is None:
-                    return
+                gradient = self.early.pop(self.due, None)
+            if gradient is None:
+                return
+            self.add(gradient)
 
     def settle(self, shards: Sequence[ShardSink] = ()) -> None:
         """Add what came early, passing over places that stayed empty; then rows, by shard."""
         for place in sorted(self.early):
             self.add(self.early.pop(place))
-        for shard in shards:
-            self.waiting += shard.waiting
-        self._start(shards)
-        super().settle()
+        self.due = 0
+        for i, shard in enumerate(shards):
+            shard.place = i
+            if shard.waiting:
+                self.waiting += shard.waiting
+                shard.waiting = []
+        if self.waiting:
+            super().settle()
 
     def empty(self, shards: Sequence[ShardSink] = ()) -> None:
         """Forget everything, also what is half written."""
         super().empty()
-        self.early.clear()
-        self._start(shards)
-
-    def _start(self, shards: Sequence[ShardSink]) -> None:
-        """Places count from 0 again."""
-        self.due = 0
+        self.due, self.early = 0, {}
         for i, shard in enumerate(shards):
             shard.start(i)
 
@@ -208,7 +210,10 @@ class ShardSink(Sink):
         shared, own, place = self.shared, self.array, self.place
         self.array, self.filled, self.begun = shared.array, False, False
         self.place += shared.n
-        shared.take(place, None if own is shared.array else own)
+        if own is shared.array:
+            shared.advance()
+        else:
+            shared.leave(place, own)
 
 
 def sinks_of(edges: tuple[Edge | None, ...], needs: tuple[bool, ...]) -> tuple[Any, ...]:

@@ -54,18 +54,6 @@ def entries_like(params: Sequence[Tensor], value: float) -> list[Tensor]:
     return entries
 
 
-def add_buffers(first: Array, others: Sequence[Array]) -> None:
-    """first += others[0], += others[1] ..., all (N,): in this order, in tiles over the threads."""
-
-    def part(start: int, stop: int) -> None:
-        for a in range(start, stop, TILE):
-            b = min(a + TILE, stop)
-            for other in others:
-                first[a:b] += other[a:b]
-
-    in_parts(first.size, part, TILE)
-
-
 def _are_flat(arrays: list[Array]) -> bool:
     """Whether each begins where the one before ends, in memory that is one array's."""
     base = arrays[0].base
