@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nplm.autograd.tensor import Tensor
-from nplm.backend.threads import in_parts
 
 Array = npt.NDArray[Any]
-TILE = 1 << 17  # elements that are added at a time
 
 
 def flatten(tensors: Iterable[Tensor]) -> None:

@@ -1,9 +1,7 @@
 """A micro-batch's forward and backward as one CUDA graph, and Adam's update as another.
 
-Read torch_steps.py before.
-
-A graph replays kernels on fixed addresses. So the batch, its share of the loss, the gradients and
-the loss lie in memory that stays, and a window copies its batches there one after the other.
+Read torch_steps.py before.  A graph replays kernels on fixed addresses: batch, share of the loss,
+gradients and loss lie in memory that stays, and a window copies its batches there in turn.
 """
 
 from __future__ import annotations
