@@ -1,7 +1,7 @@
 """Capture levels of a model on torch: off, region (blocks compiled in pairs), graph (CUDA graphs).
 
-Read backend/capture.py before.  A level that this torch or device cannot give falls back to the one
-before it, with one warning that says why.
+Read backend/capture.py before.  A level that this torch, device or model cannot have falls back to
+a lower one, with one warning that says why.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from nplm.autograd.graph import flags
 from nplm.autograd.sinks import SinkStore
 from nplm.autograd.tensor import Tensor
 from nplm.data.loader import Batch, Window
+from nplm.nn.utils import device_of
 from nplm.train import capturing
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def accumulate_on_torch(
     # Whoever has a gradient already, or is watched, gets the next one by `Tensor.accumulate`.
     plain = [p for p in parameters if p.grad is None and not p.hooks]
     sinks = {p: new_sink(p) for p in plain}
-    store, device = SinkStore(sinks), parameters[0].device
+    store, device = SinkStore(sinks), device_of(model)
     before, flags.sinks = flags.sinks, {p.node: sink for p, sink in sinks.items()}
     try:
         total: Any = None
@@ -70,11 +71,11 @@ def run(model: Any, inputs: Tensor, targets: Tensor, loss_fn: LossFunction | Non
     return loss
 
 
-def new_sink(p: Tensor, kept: Any = None) -> Any:
+def new_sink(p: Tensor) -> Any:
     """A sink for the gradient of `p`."""
     from nplm.backend.torch_kernels.sinks import TorchSink  # not before torch is used
 
-    return TorchSink(p.array, kept)
+    return TorchSink(p.array)
 
 
 def hand_over(sinks: dict[Any, Any], store: SinkStore) -> None:
