@@ -127,6 +127,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_unit_that_fails_breaks_or_hangs_ends_alone(tmp_path, monkeypatch):
     (tmp_path / "odd_units.py").write_text(ODD_UNITS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -183,6 +183,7 @@ def test_both_engines_start_from_the_twins_weights():
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 # ---- python -m benchmarks train ------------------------------------------------------------------
 def test_train_measures_in_processes_into_a_file_that_tables_are_made_of(
     monkeypatch, capsys, tmp_path

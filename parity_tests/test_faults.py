@@ -62,13 +62,13 @@ def test_a_fault_is_found_where_it_was_planted_with_every_seed(name, mode, seed)
 ON_TORCH = [(name, mode) for name, mode in QUICK if not FAULTS[name].numpy_only]
 
 
-@pytest.mark.parametrize(("name", "mode"), ON_TORCH[::4])
+@pytest.mark.parametrize(("name", "mode"), ON_TORCH[::8])
 def test_a_fault_is_found_on_torch_tensors_too(name, mode):
     found_in_its_place(name, mode, 0, "torch:cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "mode"), [x for i, x in enumerate(ON_TORCH) if i % 4])
+@pytest.mark.parametrize(("name", "mode"), [x for i, x in enumerate(ON_TORCH) if i % 8])
 def test_every_other_fault_is_found_on_torch_tensors_too(name, mode):
     found_in_its_place(name, mode, 0, "torch:cpu")
 
