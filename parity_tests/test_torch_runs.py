@@ -80,7 +80,7 @@ def test_region_is_the_default_on_cuda_alone(device, asked, level):
 def test_the_level_is_installed_on_the_flat_model(tmp_path, monkeypatch):
     captured = []
 
-    def capture(model, level):
+    def capture(model, level, optimizer):
         arrays = [p.array for p in model.parameters()]
         flat = isinstance(arrays[0], np.ndarray) and all(x.base.nbytes > x.nbytes for x in arrays)
         captured.append((level, flat))  # torch's parameters are not flattened
