@@ -54,15 +54,23 @@ def step(results: Results) -> str:
     for r in results:
         where = f"{r['config']}: {r['sizes']}, {threads_of(r)}"
         for name, e in r["engines"].items():
-            compiling = e.get("compile_seconds")
             rows.append([
                 where, name, ms(e["median"]), f"{r['tokens'] / e['median']:,.0f}",
-                by_spread(e["ratio"]) if "ratio" in e else "", mb(e["peak_bytes"]),
-                f"{e['peak_ratio']:.2f}" if "peak_ratio" in e else "",
-                "" if compiling is None else f"{compiling:.0f}",
+                *_beside(e),
             ])  # fmt: skip
             where = ""
     return table(head, rows)
+
+
+def _beside(e: dict[str, Any]) -> list[str]:
+    """nplm's time to this engine's, its memory, nplm's to that, and the seconds of compiling."""
+    compiling = e.get("compile_seconds")
+    return [
+        by_spread(e["ratio"]) if "ratio" in e else "",
+        mb(e["peak_bytes"]),
+        f"{e['peak_ratio']:.2f}" if "peak_ratio" in e else "",
+        "" if compiling is None else f"{compiling:.0f}",
+    ]
 
 
 def agreement(results: Results) -> str:
@@ -105,13 +113,11 @@ def train(results: Results) -> str:
         if r["device"] == "cpu":
             where += f", {threads_of(r)}"
         for name, e in r["engines"].items():
-            compiling, speed = e.get("compile_seconds"), r["tokens"] / e["median"]
+            speed = r["tokens"] / e["median"]
             share = speed * r["flops_per_token"] / r["matrix_rate"]["flops_per_second"]
             rows.append([
                 where, name, ms(e["median"]), f"{speed:,.0f}", f"{share:.1%}",
-                by_spread(e["ratio"]) if "ratio" in e else "", mb(e["peak_bytes"]),
-                f"{e['peak_ratio']:.2f}" if "peak_ratio" in e else "",
-                "" if compiling is None else f"{compiling:.0f}",
+                *_beside(e),
             ])  # fmt: skip
             where = ""
     return table(head, rows)

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 import nplm
 from nplm.backend.torch_kernels.attention_choice import prefer_attention
 from nplm.bench.settings import BETAS, CLIP_NORM, LR, SEED, WEIGHT_DECAY, Setting
+from nplm.bench.torch_trainer import rotary_tables
 from nplm.data.loader import Window
 from nplm.models.config import DecoderConfig
 from nplm.models.decoder import Decoder
@@ -40,13 +41,11 @@ HOW = "NPLM_BENCH_HOW"  # the variable that tells a worker's engine what it is
 ENGINES, DEVICES, DTYPES = ("nplm", "torch", "torch.compile"), ("cpu", "cuda"), (
     "float32", "bfloat16",
 )  # fmt: skip
-CAPTURES = ("off", "region", "graph")
 KERNELS = {  # "best": whatever each of them chooses
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-ATTENTIONS = ("best", *KERNELS)
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ class How:
     engine: str  # of ENGINES
     device: str  # of DEVICES
     dtype: str  # of DTYPES: what products are computed in; parameters are float32
-    capture: str = "off"  # of CAPTURES; nplm's
-    attention: str = "best"  # of ATTENTIONS: "best", or the one kernel that is allowed
+    capture: str = "off"  # of train.capturing.LEVELS; nplm's
+    attention: str = "best"  # "best", or the one of KERNELS that is allowed
 
     @property
     def name(self) -> str:
@@ -282,10 +281,9 @@ class TimedAttention(TorchAttention):
             config.n_embd, config.n_head, config.n_kv_head, config.bias, config.dropout, theta
         )
         if theta is not None:
-            speed = theta ** (-torch.arange(0, self.D, 2, dtype=torch.float64) / self.D)
-            angle = torch.arange(config.context, dtype=torch.float64)[:, None] * speed
-            for name, values in (("cos", angle.cos()), ("sin", angle.sin())):  # (context, D/2)
-                self.register_buffer(name, values.float(), persistent=False)
+            tables = rotary_tables(config.context, self.D, theta)
+            for name, values in zip(("cos", "sin"), tables):
+                self.register_buffer(name, values, persistent=False)
 
     def turned(self, x: torch.Tensor) -> torch.Tensor:
         """Rotary positions, in the dtype of x (B, H, T, D)."""

@@ -19,6 +19,13 @@ from nplm.parity.twin import TorchAttention, TorchBlock, TorchDecoder
 Arrays = list[tuple[str, np.ndarray]]
 
 
+def rotary_tables(context: int, D: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin (context, D/2) of position * theta**(-2i/D), made in float64, kept in float32."""
+    speed = theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+    angle = torch.arange(context, dtype=torch.float64)[:, None] * speed
+    return angle.cos().float(), angle.sin().float()
+
+
 class Attention(TorchAttention):
     """scaled_dot_product_attention by its fused kernel; rotary angles made once, in float32.
 
@@ -33,9 +40,7 @@ class Attention(TorchAttention):
             config.n_embd, config.n_head, config.n_kv_head, config.bias, config.dropout, theta
         )
         if theta is not None:
-            speed = theta ** (-torch.arange(0, self.D, 2, dtype=torch.float64) / self.D)
-            angle = torch.arange(config.context, dtype=torch.float64)[:, None] * speed
-            self.cos, self.sin = angle.cos().float(), angle.sin().float()  # (context, D/2)
+            self.cos, self.sin = rotary_tables(config.context, self.D, theta)
 
     def turned(self, x: Any, start: int) -> Any:
         """Rotary positions from `start` on.   x (B, H, T, D)"""
