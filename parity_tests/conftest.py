@@ -21,12 +21,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-settings.register_profile(
-    "default",
-    deadline=None,  # a timing is never a test
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    derandomize=bool(os.environ.get("CI")),
-)
+for _name, _examples in {"default": 40, "all": 100}.items():  # see examples.py
+    settings.register_profile(
+        _name,
+        max_examples=_examples,
+        deadline=None,  # a timing is never a test
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        derandomize=bool(os.environ.get("CI")),
+    )
 settings.load_profile("default")
 
 try:

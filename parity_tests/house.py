@@ -3,6 +3,7 @@
 import ast
 import io
 import tokenize
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +107,10 @@ def docstring_lines(tree: ast.AST) -> set[int]:
     return lines
 
 
+parsed = cache(ast.parse)
+
+
+@cache
 def code_lines(source: str) -> set[int]:
     """The numbers of the lines that hold code: no docstrings, no comments, no blank lines."""
     skipped = {
@@ -116,4 +121,4 @@ def code_lines(source: str) -> set[int]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in skipped:
             lines |= set(range(token.start[0], token.end[0] + 1))
-    return lines - docstring_lines(ast.parse(source))
+    return lines - docstring_lines(parsed(source))

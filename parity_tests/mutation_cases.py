@@ -248,7 +248,7 @@ RUNS = [
             "test_a_file_of_tensors_that_was_made_wrong_is_refused_with_file_and_tensor"),
     _parity("metrics are not cut back", "nplm/train/run.py",
             "                files.cut_lines(", "                (lambda *_: None)(",
-            "test_resume.py::test_two_hundred_kills_at_random_moments_lose_nothing"),
+            "test_resume.py::test_sixty_kills_at_random_moments_lose_nothing"),
     _parity("the random stream is not restored", "nplm/train/resume.py",
             "        random.default_generator.set_state((", "        dict((",
             "test_resume.py::test_a_resumption_with_every_component_is_not"),

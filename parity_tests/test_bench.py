@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from examples import examples
 from house import ROOT
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import __main__ as benchmarks
@@ -56,7 +57,7 @@ def same_threads():
 sizes = st.integers(1, 3)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(sizes, sizes, sizes, sizes, st.integers(1, 9), sizes, sizes, st.booleans())
 def test_counted_operations_are_those_of_a_brute_count(L, group, G, half, T, B, K, llama):
     H, C = group * G, 2 * half * group * G

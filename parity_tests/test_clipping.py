@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nplm
@@ -15,7 +16,7 @@ from side_by_side import LIBRARIES, both, outcome  # noqa: E402  (it needs torch
 pytestmark = pytest.mark.layer
 
 tnn = torch.nn
-on_both = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_both = examples(15)
 seeds = st.integers(0, 2**31)
 
 NORMS = [0, 1, 2, 3, 0.5, -1, float("inf"), float("-inf"), "inf"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from op_cases import CASES
-from op_inputs import examples
 from test_ops_parity import outputs, random_like
 
 import nplm

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nplm
@@ -129,7 +130,7 @@ def test_logits_loss_and_every_gradient_equal_the_twin(config, device):
     assert_equal_training(config, device, seed=3, B=2, T=config.context)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40)
 @given(config=configs(), seed=st.integers(0, 2**31), B=st.integers(1, 3), data=st.data())
 def test_any_small_decoder_equals_its_twin(device, config, seed, B, data):
     assert_same_state(*pair(config, seed))

@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip(
@@ -73,7 +74,7 @@ shapes = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(
     shapes, st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2)]), st.sampled_from([4, 6]),
     st.sampled_from(MODES), st.sampled_from(["float64", "float32"]), st.integers(1, 3),

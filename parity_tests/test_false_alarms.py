@@ -20,7 +20,7 @@ from nplm.parity.scenarios import (
 
 pytestmark = pytest.mark.run
 
-SEED, MANY, FEW, AT_LEAST = 18, 500, 25, 20
+SEED, MANY, FEW, AT_LEAST = 18, 500, 12, 20
 
 
 def scenario(i):

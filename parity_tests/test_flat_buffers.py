@@ -9,7 +9,8 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from examples import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import nplm
@@ -78,7 +79,7 @@ def hold(kernel, update, make_lists, options, n_threads, steps=5):
 
 
 # ---- the kernels ---------------------------------------------------------------------------------
-@settings(max_examples=80)
+@examples(80)
 @given(
     seed=seeds, dtype=dtypes, n_threads=thread_counts,
     layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 5),
@@ -105,7 +106,7 @@ def test_adam_over_runs_has_the_bits_of_its_reference(
     hold(updates.adam_update, adam_update, lists, options, n_threads)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     seed=seeds, dtype=dtypes, n_threads=thread_counts,
     layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3),
@@ -125,7 +126,7 @@ def test_sgd_over_runs_has_the_bits_of_its_reference(seed, dtype, n_threads, lay
     hold(updates.sgd_update, sgd_update, lists, options, n_threads)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     seed=seeds, dtype=dtypes, n_threads=thread_counts, layout=st.sampled_from(LAYOUTS),
     factor=st.sampled_from([1.0, 0.3, 0.0, np.nan, np.inf]),
@@ -140,7 +141,7 @@ def test_scaling_over_runs_has_the_bits_of_its_reference(seed, dtype, n_threads,
     hold(updates.scale_, scale_, lists, {}, n_threads)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     seed=seeds, dtype=dtypes, n_threads=thread_counts, layout=st.sampled_from(LAYOUTS),
     bad=st.sampled_from([None, np.nan, np.inf, 1e25, 1.5e19]),

@@ -9,9 +9,10 @@ import warnings
 import numpy as np
 import pytest
 from agreement import agree, normal
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from op_inputs import TF, array, examples, integers, mask, sides, silent
+from op_inputs import TF, array, integers, mask, sides, silent
 
 import nplm
 from nplm.errors import DataError

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nplm
@@ -82,7 +83,7 @@ def scores_of(model, tokens):
 
 
 # ---- the cache gives what the whole window gives -------------------------------------------------
-@settings(max_examples=30)
+@examples(30)
 @given(
     family=st.sampled_from(list(FAMILIES)), seed=st.integers(0, 2**31),
     context=st.integers(1, 12), n_prompt=st.integers(1, 15), n=st.integers(0, 12),
@@ -101,7 +102,7 @@ def test_any_text_and_its_draws_are_those_of_the_uncached_model(
     assert len(ours[0]) == n
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     family=st.sampled_from(list(FAMILIES)), seed=st.integers(0, 2**31),
     keep=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 4)), min_size=1, max_size=6),

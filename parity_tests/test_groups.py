@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nplm
@@ -26,7 +27,7 @@ def decoder(n_layer=2, **changes):
     return Decoder(DecoderConfig(n_layer=n_layer, **sizes, **changes))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     rule=st.sampled_from(sorted(RULES)),
     n_layer=st.integers(1, 12),

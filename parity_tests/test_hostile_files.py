@@ -13,6 +13,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ SOON = 2000  # milliseconds
 
 
 def hostile(n):
-    return settings(deadline=SOON, max_examples=n, suppress_health_check=[*HealthCheck])
+    return settings(examples(n), deadline=SOON, suppress_health_check=[*HealthCheck])
 
 
 def outcome(act, *args):

@@ -6,7 +6,8 @@ import shutil
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import begin, small_config, small_presets
 
@@ -65,7 +66,7 @@ def edit(run, name, draw):
 
 @pytest.mark.parametrize("name", ["run.json", "state.json"])
 @given(data=st.data())
-@settings(max_examples=80)
+@examples(80)
 def test_an_edited_run_goes_on_or_is_refused_in_one_sentence(name, data, stopped, tmp_path_factory):
     run = tmp_path_factory.mktemp("edited") / "run"
     shutil.copytree(stopped, run)

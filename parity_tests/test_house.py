@@ -30,7 +30,7 @@ def test_every_import_goes_in_an_allowed_direction():
             wrong.append(f"{module}: in no room; add it to MAY_IMPORT")
             continue
         allowed = house.MAY_IMPORT[room].split()
-        for name in imports(ast.parse(path.read_text())):
+        for name in imports(house.parsed(path.read_text())):
             if not name.startswith("nplm."):
                 continue
             target = name.removeprefix("nplm.")
@@ -46,7 +46,7 @@ def test_torch_is_imported_only_in_its_own_rooms():
     wrong = [
         str(path.relative_to(ROOT))
         for path in PACKAGE.rglob("*.py")
-        if any(name.split(".")[0] == "torch" for name in imports(ast.parse(path.read_text())))
+        if any(name.split(".")[0] == "torch" for name in imports(house.parsed(path.read_text())))
         and room_of(module_name(path), house.TORCH_ROOMS) is None
     ]
     assert not wrong, wrong
@@ -55,12 +55,12 @@ def test_torch_is_imported_only_in_its_own_rooms():
 def test_graph_reads_alone_and_is_short():
     source = (PACKAGE / "autograd/graph.py").read_text()
     assert len(source.splitlines()) < 150
-    assert [n for n in imports(ast.parse(source)) if n.startswith("nplm")] == ["nplm.errors"]
+    assert [n for n in imports(house.parsed(source)) if n.startswith("nplm")] == ["nplm.errors"]
 
 
 def test_kernel_modules_import_only_op():
     for path in (PACKAGE / "backend").glob("*_kernels.py"):
-        own = [n for n in imports(ast.parse(path.read_text())) if n.startswith("nplm")]
+        own = [n for n in imports(house.parsed(path.read_text())) if n.startswith("nplm")]
         assert all(n.startswith("nplm.autograd.op") for n in own), (path.name, own)
 
 
@@ -71,7 +71,7 @@ def test_no_file_and_no_function_is_longer_than_its_cap():
         if len(source.splitlines()) > house.FILE_LIMIT and name not in house.CAP_EXCEPTIONS:
             too_long.append(f"{name}: {len(source.splitlines())} lines")
         lines = code_lines(source)
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(house.parsed(source)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 n = len(lines & set(range(node.lineno, (node.end_lineno or 0) + 1)))
                 where = f"{name}:{node.name}"
@@ -88,7 +88,7 @@ def test_every_cap_exception_is_still_needed():
 def test_every_file_opens_with_a_short_docstring():
     wrong = []
     for path in source_files():
-        docstring = ast.get_docstring(ast.parse(path.read_text()), clean=False)
+        docstring = ast.get_docstring(house.parsed(path.read_text()), clean=False)
         limit = 5 if path.is_relative_to(PACKAGE) else 12
         if docstring is None or len(docstring.strip().splitlines()) > limit:
             wrong.append(str(path.relative_to(ROOT)))

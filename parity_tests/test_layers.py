@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nplm
@@ -21,7 +22,7 @@ from nplm.parity.twin import TorchAttention, TorchMLP  # noqa: E402
 pytestmark = pytest.mark.layer
 
 tnn = torch.nn
-on_both = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_both = examples(15)
 seeds = st.integers(0, 2**31)
 few = st.integers(1, 5)
 
@@ -213,7 +214,7 @@ def loss_cases(draw):
     return options, weight, rng.standard_normal(shape), target
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60)
 @given(case=loss_cases())
 def test_cross_entropy_loss_and_its_gradient_equal_torch(case, device):
     options, weight, x, target = case

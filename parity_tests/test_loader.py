@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,7 +72,7 @@ def test_random_windows_are_nanogpts_get_batch_for_every_legal_offset():
     assert batch.inputs.dtype == np.int64
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 6), st.integers(1, 300))
 def test_random_windows_draw_what_torch_draws_for_the_same_seed(seed, context, batch_size, extra):
     torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")

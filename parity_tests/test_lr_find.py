@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import TEXT, nplm
 
@@ -227,7 +228,7 @@ def test_the_smoothed_loss_begins_unbiased():
 losses = st.lists(st.floats(0.1, 9) | st.sampled_from([float("nan"), float("inf")]), max_size=40)
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(losses, st.integers(0, 12), st.integers(0, 3))
 def test_the_suggestion_is_lightnings(values, begin, end):
     torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")

@@ -11,12 +11,13 @@ import weakref
 
 import numpy as np
 import pytest
+from examples import examples
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 torch.set_num_threads(1)
 
 import scheduler_cases  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from scheduler_cases import (  # noqa: E402
     OPTIONS,
@@ -43,7 +44,7 @@ WITH_EPOCH = [kind for kind in SINGLE if kind != "CosineAnnealingWarmRestarts"] 
 
 # ---- the learning rates --------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", WITH_EPOCH)
-@settings(max_examples=10)
+@examples(10)
 @given(data=st.data())
 def test_step_with_an_epoch_warns_and_uses_the_closed_form(kind, data):
     chosen = data.draw(OPTIONS[kind])
@@ -66,7 +67,7 @@ def test_step_with_an_epoch_warns_and_uses_the_closed_form(kind, data):
     assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     chosen=OPTIONS["CosineAnnealingWarmRestarts"],
     epochs=st.lists(st.one_of(st.integers(0, 300), st.floats(0, 300)), min_size=1, max_size=6),
@@ -119,7 +120,7 @@ def test_schedulers_of_both_libraries_chain_on_one_optimizer():
 
 # ---- last_epoch ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", [kind for kind in SINGLE if kind != "ReduceLROnPlateau"])
-@settings(max_examples=10)
+@examples(10)
 @given(last_epoch=st.integers(0, 30))
 def test_last_epoch_resumes_from_the_lr_in_the_groups(kind, last_epoch):
     seen = []

@@ -4,9 +4,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from op_inputs import array, examples, laid_out
+from op_inputs import array, laid_out
 
 import nplm
 from nplm.autograd.op import OPS

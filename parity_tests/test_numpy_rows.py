@@ -7,9 +7,10 @@ import weakref
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from op_inputs import array, examples, integers, sides
+from op_inputs import array, integers, sides
 
 import nplm.nn.functional  # noqa: F401  it loads the fused ops
 from nplm.autograd.op import OPS, OVERRIDES

@@ -5,10 +5,10 @@ The bodies are called raw: `op.raw(xp, *arrays, **options)` -> value, backward. 
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from op_cases import CASES, Call
-from op_inputs import examples
 
 import nplm
 from nplm.autograd.op import OPS

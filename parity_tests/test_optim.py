@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nplm.parity import tolerances
@@ -129,7 +130,7 @@ own_options = st.sampled_from(
 # ---- the arithmetic ------------------------------------------------------------------------------
 @devices
 @dtypes
-@settings(max_examples=150)
+@examples(150)
 @given(case=cases, groups=st.lists(own_options, min_size=1, max_size=3), seed=st.integers(0, 99))
 def test_sixty_updates_equal_torchs(device, dtype, case, groups, seed):
     pair = Pair(*case, device, dtype, groups, seed)

@@ -5,7 +5,8 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from test_optim import devices
 
@@ -115,7 +116,7 @@ options = st.fixed_dictionaries(
 
 @devices
 @pytest.mark.parametrize("problem", PROBLEMS)
-@settings(max_examples=30, derandomize=True)  # rounding may turn a comparison
+@examples(30, derandomize=True)  # rounding may turn a comparison
 @given(options=options, seed=st.integers(0, 99))
 def test_every_step_from_torchs_state_ends_at_torchs_with_as_many_evaluations(
     device, problem, options, seed
@@ -164,7 +165,7 @@ def test_it_finds_the_minimum_of_the_rosenbrock_function(device):
 
 
 @devices
-@settings(max_examples=10, derandomize=True)
+@examples(10, derandomize=True)
 @given(first=st.integers(1, 6), second=st.integers(1, 6))
 def test_a_run_that_visits_nplm_on_the_way_ends_where_torch_alone_ends(device, first, second):
     mixed, alone = (Descent("network", {**WOLFE, "max_iter": 3}, device) for _ in range(2))
@@ -345,7 +346,7 @@ higher = st.floats(-10, 10)
 KINDS = {"only the first": 0, "widened": 0, "zoomed": 0, "zoomed at length": 0, "ran out": 0}
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True)
+@examples(1500, derandomize=True)
 @given(
     coefficients=st.tuples(st.floats(-5, 5), slopes, higher, higher, st.floats(0, 10)),
     quartic=st.booleans(), grain=st.sampled_from([0, 0, 0.3, 3.0, 30.0]), t=st.floats(1e-3, 100),

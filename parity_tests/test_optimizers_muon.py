@@ -4,7 +4,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from test_contract import SpyNamespace, spied
 from test_optim import Pair, decays, devices, dtypes, rates
@@ -108,7 +109,7 @@ muon_options = st.fixed_dictionaries(
 
 
 @dtypes
-@settings(max_examples=12)
+@examples(12)
 @given(options=muon_options, device=st.sampled_from(["cpu", "torch:cpu"]), seed=st.integers(0, 99))
 def test_around_newton_schulz_a_hundred_updates_equal_torchs(dtype, options, device, seed):
     pair = Matrices("Muon", options, device, dtype, [{}, {"lr": 0.3, "momentum": 0.5}], seed)

@@ -4,7 +4,8 @@ import copy
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from test_optim import dtypes
 from test_optimizers_muon import Matrices, one_newton_schulz
@@ -30,7 +31,7 @@ def pair_of(name, *args, **more):
 
 @names
 @dtypes
-@settings(max_examples=4)
+@examples(4)
 @given(data=st.data())
 def test_a_run_that_visits_nplm_on_the_way_ends_where_torch_alone_ends(name, dtype, data):
     device = data.draw(st.sampled_from(["cpu", "torch:cpu"]))

@@ -7,7 +7,8 @@ import platform
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from test_contract import SpyNamespace, spied
 from test_optim import Pair, decays, devices, dtypes, rates
@@ -104,7 +105,7 @@ def full(name):
 # ---- the arithmetic ------------------------------------------------------------------------------
 @names
 @dtypes
-@settings(max_examples=10)
+@examples(10)
 @given(data=st.data())
 def test_a_hundred_updates_equal_torchs(name, dtype, data):
     device = data.draw(st.sampled_from(["cpu", "torch:cpu"]))

@@ -7,15 +7,16 @@ and every gradient, odd sizes, non-contiguous inputs. An op that is added needs 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from op_cases import CASES, Call
-from op_inputs import examples
 from test_ops_parity import as_float32, native, outputs, place_of, random_like
 
 import nplm
@@ -73,6 +74,21 @@ def accepts(when, call, device, dtype):
     return when is None or when(*[native(x, device) for x in inputs], **options)
 
 
+def largest_slope(name, call):
+    """What a gradient is multiplied by before its terms cancel: 1, or of norms |weight| / sigma.
+
+    A row of one channel has sigma = sqrt(eps) and a gradient of 0: torch's kernel subtracts two
+    terms of that size.
+    """
+    if name not in ("layer_norm", "rms_norm") or not call.inputs[0].size:
+        return 1.0
+    x, weight = call.inputs[:2]
+    rows = x.reshape(-1, np.prod(x.shape[x.ndim - call.options["n_axes"] :]))
+    squares = rows.var(-1) if name == "layer_norm" else np.mean(rows**2, -1)
+    sigma = np.sqrt(squares.min() + call.options["eps"])
+    return max(1.0, (1 if weight is None else np.abs(weight).max()) / sigma)
+
+
 def compare(name, backend, place, n=100):
     """Hold one override against the reference; an AssertionError if it never accepted a case."""
     when, kernel = OVERRIDES[name, backend][place]
@@ -90,6 +106,8 @@ def compare(name, backend, place, n=100):
         expected, expected_grads = run(OPS[name].raw, OPS[name].wants_needs, call, device, dtype)
         for a, b in zip(values, expected, strict=True):
             assert_close(a, b, tolerance, f"{name} on {backend}")
+        atol = tolerance.atol * largest_slope(name, call)
+        tolerance = replace(tolerance, atol=atol)
         for want, a, b in zip(CASES[name].takes_gradient(call), grads, expected_grads):
             if want:
                 assert_close(a, b, tolerance, f"gradient of {name} on {backend}")

@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from examples import examples
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from nplm import random as nr
@@ -230,7 +231,7 @@ calls = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(seed=st.integers(-(2**63), 2**64 - 1), sequence=st.lists(calls, max_size=8))
 def test_any_sequence_of_draws_keeps_both_streams_in_step(seed, sequence):
     g = seeded(seed)

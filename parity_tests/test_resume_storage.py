@@ -98,7 +98,10 @@ def counted_calls(monkeypatch, fail_at=None, code=errno.EIO):
     return calls
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize(
+    "code",
+    [errno.ENOSPC, *(pytest.param(n, marks=pytest.mark.slow) for n in (errno.EIO, errno.EACCES))],
+)
 def test_whichever_call_of_a_whole_run_fails_it_ends_well_and_goes_on(
     tmp_path, monkeypatch, whole, code
 ):

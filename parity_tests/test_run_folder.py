@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from examples import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from stored import ARRAYS, alike, new_run
 
@@ -36,7 +37,7 @@ STATES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @example([math.inf, (math.nan, -math.inf), {-1: -0.0}], False)
 @given(STATES, st.booleans())
 def test_nested_state_comes_back_through_json_with_types_and_bits(state, apart):

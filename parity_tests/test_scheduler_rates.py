@@ -3,10 +3,11 @@
 import warnings
 
 import pytest
+from examples import examples
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from scheduler_cases import (  # noqa: E402
     CYCLING,
@@ -47,7 +48,7 @@ def ran(module, optimizer, chain, seed):
 
 
 @pytest.mark.parametrize("kind", SINGLE)
-@settings(max_examples=20)
+@examples(20)
 @given(data=st.data(), start=rates, moved=st.sampled_from([nplm, torch]), seed=seeds)
 def test_every_rate_of_300_steps_has_torchs_bits(kind, data, start, moved, seed):
     chosen = data.draw(OPTIONS[kind])
@@ -57,7 +58,7 @@ def test_every_rate_of_300_steps_has_torchs_bits(kind, data, start, moved, seed)
     assert all(type(group["lr"]) is float for group in ours.param_groups)
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(
     chain=st.lists(schedules_of(SINGLE), min_size=2, max_size=4),
     start=rates,
@@ -70,7 +71,7 @@ def test_schedulers_that_share_an_optimizer_have_torchs_bits(chain, start, moved
 
 
 @pytest.mark.parametrize("kind", ["SequentialLR", "ChainedScheduler", "nested"])
-@settings(max_examples=40)
+@examples(40)
 @given(
     members=st.lists(schedules_of(CHAINABLE), min_size=1, max_size=4),
     bends=st.lists(st.integers(1, 280), min_size=3, max_size=3, unique=True),

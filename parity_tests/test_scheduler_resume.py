@@ -8,10 +8,11 @@ prints the table of docs/schedules.md.
 from pathlib import Path
 
 import pytest
+from examples import examples
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from scheduler_cases import (  # noqa: E402
     KINDS,
@@ -101,7 +102,7 @@ def test_every_order_of_restoring_is_right_or_refused(kind, order):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=8)
+@examples(8)
 @given(at=st.integers(0, 50), order=st.sampled_from(list(ORDERS)))
 def test_no_step_and_no_order_goes_on_wrong(kind, at, order):
     assert verdict(nplm, kind, ORDERS[order], at) in (RIGHT, REFUSED)

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from examples import examples
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from scheduler_cases import (  # noqa: E402
     CYCLING,
@@ -42,7 +43,7 @@ def without_lrs(state):
 
 # ---- there and back ------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=8)
+@examples(8)
 @given(data=st.data(), way=st.sampled_from(WAYS), at=st.integers(0, 59))
 def test_a_state_goes_on_in_the_other_library_at_any_step(kind, data, way, at):
     before, after = way

@@ -10,7 +10,8 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nplm
@@ -180,7 +181,7 @@ def settings_of(draw, name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@settings(max_examples=40)
+@examples(40)
 @given(data=st.data())
 def test_every_rate_is_the_formula_of_its_source(name, data):
     chosen = data.draw(settings_of(name))

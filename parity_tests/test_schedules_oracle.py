@@ -4,7 +4,8 @@ Needs the extra `oracles`; test_schedules.py holds the same recipes to their for
 """
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nplm
@@ -100,7 +101,7 @@ def test_every_schedule_of_transformers_has_a_recipe_but_for_two():
 
 
 @pytest.mark.parametrize("name", SHARED)
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(data=st.data())
 def test_every_rate_is_that_of_transformers_get_scheduler(name, data):
     given = data.draw(chosen(name))

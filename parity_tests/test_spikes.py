@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nplm
@@ -43,7 +44,7 @@ def outlier_detector(values, window):
     return scores
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(values=figures, window=st.integers(2, 16), seed=st.integers(0, 99))
 def test_the_scores_are_those_of_llm_c(values, window, seed):
     norms = np.random.default_rng(seed).permutation(values) * 3

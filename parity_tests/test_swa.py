@@ -4,7 +4,8 @@ import copy
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nplm
@@ -92,7 +93,7 @@ def test_every_average_has_torchs_bits_in_float32(kind):
 
 
 @fused
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60)
 @given(
     seed=st.integers(0, 2**31),
     decay=st.floats(0, 1),

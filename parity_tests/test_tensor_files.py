@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from stored import ARRAYS, same
 
@@ -41,7 +42,7 @@ NAMES = st.text(max_size=9).filter(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(ARRAYS, st.sampled_from(sorted(LAYOUTS)), NAMES)
 def test_a_tensor_of_any_layout_comes_back_to_the_bit(tmp_path_factory, array, layout, name):
     given_array = LAYOUTS[layout](array)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from agreement import agree, normal
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from op_inputs import TF, array, examples, index, shapes, silent
+from op_inputs import TF, array, index, shapes, silent
 
 import nplm
 from nplm.errors import BackendError, GraphError

@@ -8,10 +8,11 @@ import gc
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from op_cases import CASES, Call
-from op_inputs import examples, silent
+from op_inputs import silent
 from test_ops_parity import as_float32, as_torch, outputs, random_like
 
 import nplm

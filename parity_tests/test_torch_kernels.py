@@ -5,10 +5,10 @@ test_torch_bfloat16.py; optimizers, CUDA's branches: test_torch_updates.py, test
 """
 
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from op_cases import CASES, Call
-from op_inputs import examples
 from test_ops_parity import as_float32, as_torch, outputs, random_like, run_twin
 
 import nplm

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 from agreement import agree, normal
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from op_inputs import array, axis, examples, integers, shapes, sides, torch
+from op_inputs import array, axis, integers, shapes, sides, torch
 from side_by_side import assert_same, assert_same_place_in_the_stream, both, seed_both
 
 import nplm

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -34,7 +35,7 @@ def small_trace():
     return trace
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(entries, st.integers(1, 5))
 def test_every_trace_comes_back_from_its_folder(tmp_path_factory, given, part_entries):
     trace = Trace({"note": "ä", "n": 3})

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import nplm
@@ -47,7 +48,7 @@ def gradients(model):
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 2**31), st.booleans())
-@settings(max_examples=30)
+@examples(30)
 @pytest.mark.parametrize("where", ["cpu", "torch:cpu"])
 def test_accumulated_gradients_equal_the_large_batch(where, rows, seed, with_empty):
     if where != "cpu":
