@@ -111,7 +111,7 @@ def test_whichever_call_of_a_whole_run_fails_it_ends_well_and_goes_on(
         begin(small_config(tmp_path / "whole"))
         total = len(calls)
     assert total > 500
-    for fail_at in range(1, total, 97):
+    for fail_at in range(1, total, 193):
         base = tmp_path / f"{fail_at}"
         base.mkdir()
         with monkeypatch.context() as patch:

@@ -162,15 +162,17 @@ def errors(actual: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     if actual.shape != truth.shape:
         return np.inf, np.inf
     a, t = (np.asarray(v, np.float64) for v in (actual, truth))
-    finite = np.isfinite(t)
-    if not (finite == np.isfinite(a)).all() or not np.array_equal(a[~finite], t[~finite], True):
-        return np.inf, np.inf
-    a, t = a[finite], t[finite]
+    finite, own = np.isfinite(t), np.isfinite(a)
+    if not (finite.all() and own.all()):
+        if not (finite == own).all() or not np.array_equal(a[~finite], t[~finite], True):
+            return np.inf, np.inf
+        a, t = a[finite], t[finite]
     if t.size == 0:
         return 0.0, 0.0
-    off = np.abs(a - t)
-    largest, rms = np.abs(t).max(), np.sqrt(np.mean(t * t))
-    return float(off.max() / (largest or 1)), float(np.sqrt(np.mean(off * off)) / (rms or 1))
+    off, t = (a - t).ravel(), t.ravel()
+    largest, farthest = (max(v.max(), -v.min()) for v in (t, off))
+    rms, rms_off = (np.sqrt(np.dot(v, v) / v.size) for v in (t, off))
+    return float(farthest / (largest or 1)), float(rms_off / (rms or 1))
 
 
 Results = dict[str, Any]  # quantity -> array, of one run of one draw
