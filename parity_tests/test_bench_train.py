@@ -4,10 +4,14 @@ How long anything takes is no test.
 """
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from house import ROOT
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import tables, training
@@ -174,6 +178,24 @@ def test_a_worker_says_what_it_runs(monkeypatch):
     assert [n for n, _ in gradients] == [n for n, _ in engine.weights()]
     assert engine.versions()["level"] == "off"
     assert gradients[0][1].dtype == np.float32
+
+
+@pytest.mark.parametrize(("engine", "ours"), [("nplm", True), ("torch", False)])
+def test_a_twins_process_has_malloc_as_a_user_of_torch_has_it(engine, ours):
+    """Our setting (backend/memory.py) comes with our kernels; it makes torch faster too."""
+    script = """
+from nplm.backend import memory
+from nplm.bench.settings import Setting
+from nplm.bench.torch_path import InWorker
+from nplm.models import preset
+worker = InWorker(Setting(preset("tiny-llama"), 2), 1)
+worker.gradients(), worker.step()
+print(memory._kept)
+"""
+    environment = dict(how(engine).environment())
+    run = subprocess.run([sys.executable, "-c", script], env={**os.environ, **environment},
+                         capture_output=True, text=True, cwd=ROOT)  # fmt: skip
+    assert run.stdout.strip() == ("True" if ours else "None"), run.stderr
 
 
 def test_both_engines_start_from_the_twins_weights():

@@ -22,7 +22,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 import nplm
-from nplm.backend.torch_kernels.attention_choice import prefer_attention
 from nplm.bench.settings import BETAS, CLIP_NORM, LR, SEED, WEIGHT_DECAY, Setting
 from nplm.bench.torch_trainer import rotary_tables
 from nplm.data.loader import Window
@@ -139,6 +138,10 @@ class Ours(Path):
     @contextmanager
     def working(self) -> Iterator[None]:
         """The precision and the kernels of this engine."""
+        # Not before: with our kernels comes our setting of malloc (backend/memory.py), and the
+        # twin's process shall have the one that a user of torch has.
+        from nplm.backend.torch_kernels.attention_choice import prefer_attention
+
         bfloat16 = self.how.dtype == "bfloat16"
         prefer_attention(None if self.how.attention == "best" else self.how.attention)
         try:
