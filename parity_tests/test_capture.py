@@ -4,6 +4,7 @@ import copy
 import shutil
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +78,24 @@ def counted(monkeypatch):
     return calls
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Pairs that run their bodies op by op, made in no time; the list says which recompute."""
+    asked = []
+
+    def compile_pair(body, arrays, recompute=False):
+        asked.append(recompute)
+
+        def forward(arrays):
+            value, backward = body(*arrays)
+            return value, [backward]
+
+        return SimpleNamespace(note="", forward=forward, backward=lambda saved, dy: saved.pop()(dy))
+
+    monkeypatch.setattr(compiler, "compile_pair", compile_pair)
+    return asked
+
+
 @pytest.fixture(autouse=True)
 def no_warning_unseen():
     """A level that falls back says so: in these tests that is a failure, unless it is expected."""
@@ -144,12 +163,12 @@ def test_under_autocast_regions_read_the_kept_copies_and_gradients_are_float32(c
 @needs_compiler
 def test_a_frozen_weight_gets_no_gradient_from_a_region():
     model, batches = model_of("gpt2"), window(1)
-    model.blocks[1].mlp.proj.weight.requires_grad = False
+    model.blocks[0].mlp.proj.weight.requires_grad = False  # the others may not share its pair
     _, expected = gradients(model, batches)
     capturing.capture(model, "region")
     _, found = gradients(model, batches)
     assert found.keys() == expected.keys()
-    assert "blocks.1.mlp.proj.weight" not in found
+    assert "blocks.0.mlp.proj.weight" not in found
     for name, gradient in expected.items():
         assert apart(found[name], gradient) <= GRADIENT.atol, name
 
@@ -176,7 +195,7 @@ def test_a_region_that_recomputes_saves_its_inputs_only_and_has_the_same_gradien
         y, saved = pair.forward([x, w])
         held = {tuple(s.shape) for s in saved if s.data_ptr() not in (x.data_ptr(), w.data_ptr())}
         assert bool(held) is not recompute
-        for ours, theirs in zip(pair.backward(saved, torch.ones(8, 16)), expected):
+        for ours, theirs in zip(pair.backward(saved, torch.ones(16, 8).T), expected):
             assert apart(ours, theirs) <= GRADIENT.atol
         assert saved == []
         assert apart(y, value) <= GRADIENT.atol
@@ -237,6 +256,41 @@ def test_nothing_that_a_captured_step_leaves_behind_has_a_grad_fn():
             assert not tensor.array.requires_grad
 
 
+# ---- which pair ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("change", "anew"),
+    [("dtype", [False, False]), ("recompute", [True]), ("autocast", [False, False])],
+)
+def test_a_pair_runs_only_what_it_was_made_for(change, anew, uncompiled):
+    model, batches = model_of("gpt2"), window(1)
+    capturing.capture(model, "region")
+    gradients(model, batches)
+    if change == "dtype":
+        model.to(nplm.float64)
+    model.recompute = change == "recompute"
+    with nplm.autocast("torch:cpu", enabled=change == "autocast"):
+        for _ in range(2):
+            _, found = gradients(model, batches)
+        assert uncompiled[2:] == anew
+        capturing.capture(model, "off")
+        _, expected = gradients(model, batches)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert found[name].dtype == gradient.dtype
+        assert apart(found[name], gradient) <= GRADIENT.atol, name
+
+
+def test_the_reference_and_what_is_not_recorded_run_no_pair(uncompiled):
+    model, batches = model_of("gpt2"), window(1)
+    capturing.capture(model, "region")
+    with nplm.reference():
+        gradients(model, batches)
+    with nplm.no_grad():
+        model(nplm.tensor(batches[0].inputs, device="torch:cpu"))
+    assert uncompiled == []
+    assert capturing.level(model) == "region"
+
+
 # ---- falling back --------------------------------------------------------------------------------
 def falls_back(model, words):
     with pytest.warns(UserWarning, match=words) as caught:
@@ -287,12 +341,12 @@ def test_what_cannot_be_traced_runs_op_by_op_with_one_warning(monkeypatch):
     assert capturing.level(model) == "off"
 
 
-def test_dropout_runs_op_by_op_with_one_warning_since_its_masks_would_be_compiled_in():
-    model = model_of("gpt2", dropout=0.1)
+def test_a_block_with_a_buffer_runs_op_by_op_with_one_warning(uncompiled):
+    model = model_of("gpt2")
+    model.blocks[0].register_buffer("seen", nplm.zeros(1, device="torch:cpu"))
     capturing.capture(model, "region")
-    with pytest.warns(UserWarning, match="dropout"):
-        gradients(model, window())
-    assert capturing.level(model) == "off"
+    falls_back(model, "region falls back to off: .* buffers")
+    assert uncompiled == []
 
 
 def test_a_graph_on_the_cpu_falls_back_to_regions_with_one_warning(monkeypatch):

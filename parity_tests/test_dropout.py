@@ -15,7 +15,6 @@ P = 0.25
 def card(monkeypatch):
     """torch:cpu stands for the card."""
     monkeypatch.setattr(draws, "on_card", lambda device: device == "torch:cpu")
-    monkeypatch.setattr(F, "on_card", lambda device: device == "torch:cpu")
 
 
 def ones(*shape):

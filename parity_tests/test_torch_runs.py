@@ -148,7 +148,7 @@ def test_recompute_takes_no_value(capsys):
 
 
 def test_a_level_that_cannot_be_had_is_told_in_one_sentence(tmp_path):
-    words = ["--dropout", "0.1", "--device", "torch:cpu", "--compile", "region", "--steps", "2"]
+    words = ["--dropout", "0.1", "--device", "torch:cpu", "--compile", "graph", "--steps", "2"]
     command = [sys.executable, "-c", "import sys; from nplm.cli import main; sys.exit(main())"]
     done = subprocess.run(
         [*command, "train", *TINY, *words, "--out", str(tmp_path)], capture_output=True, text=True
@@ -156,4 +156,4 @@ def test_a_level_that_cannot_be_had_is_told_in_one_sentence(tmp_path):
     said = done.stderr.splitlines()
     assert done.returncode == 0
     assert len(said) == 1
-    assert said[0].startswith("nplm train: capture: region falls back to off: dropout")
+    assert said[0].startswith("nplm train: capture: graph falls back to region: a graph would drop")

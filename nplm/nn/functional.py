@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from nplm import random
 from nplm.autograd.tensor import Tensor
 from nplm.backend.dtypes import int64
 from nplm.errors import DataError
@@ -25,10 +24,9 @@ from nplm.ops import linear as _linear
 from nplm.ops import loss as _loss
 from nplm.ops import norm as _norm
 from nplm.ops.creation import arange
-from nplm.ops.draws import dropout_mask, mask_on_card, on_card
+from nplm.ops.draws import dropout_mask, keep_mask
 from nplm.ops.elementwise import sigmoid, tanh
 from nplm.ops.head import linear_cross_entropy as _linear_cross_entropy
-from nplm.ops.masks import shared_out
 from nplm.random import Generator
 
 __all__ = [
@@ -53,7 +51,7 @@ def check_range(name: str, what: str, ids: Tensor, n: int, ignore_index: int | N
     """A DataError that names the first id outside [0, n).  Looks at NumPy arrays only."""
     if ids.device != "cpu" or ids.is_floating_point():
         return
-    values = np.asarray(ids.detach())
+    values: np.ndarray = ids.array
     wrong = (values < 0) | (values >= n)
     if ignore_index is not None:
         wrong &= values != ignore_index
@@ -154,7 +152,8 @@ def dropout(
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
-    refuse("dropout", inplace=inplace)
+    if inplace:
+        refuse("dropout", inplace=inplace)
     if not training or p == 0:
         return input
     y: Tensor = _dropout.dropout(input, dropout_mask(input, p, generator), p)
@@ -186,14 +185,8 @@ def scaled_dot_product_attention(
     if flat:
         query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
     keep = None
-    if dropout_p > 0 and on_card(query.device):
-        keep = mask_on_card(query, (*query.shape[:-1], key.shape[-2]), dropout_p)
-    elif dropout_p > 0:
-        drawn = shared_out(
-            (*query.shape[:-1], key.shape[-2]),
-            lambda shape: random.default_generator.dropout_mask(shape, dropout_p),
-        )
-        keep = Tensor(query.xp.asarray(drawn, None, query.device))
+    if dropout_p > 0:
+        keep = keep_mask(query, (*query.shape[:-1], key.shape[-2]), dropout_p)
     y: Tensor = _attention.attention(
         query, key, value, attn_mask, keep, is_causal, scale, dropout_p
     )

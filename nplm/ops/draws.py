@@ -13,9 +13,10 @@ import numpy as np
 from nplm import random
 from nplm.autograd.tensor import Tensor
 from nplm.backend.dtypes import get_default_dtype, int64
+from nplm.errors import BackendError
+from nplm.ops import masks
 from nplm.ops.creation import in_order, order_of, place, size_of
 from nplm.ops.inplace import in_place
-from nplm.ops.masks import shared_out
 from nplm.random import Generator
 
 NOT_GIVEN: Any = object()
@@ -185,12 +186,18 @@ def randint_like(
 def dropout_mask(input: Tensor, p: float = 0.5, generator: Generator | None = None) -> Tensor:
     """What dropout keeps of `input`: booleans, drawn in the order of its memory.
 
-    On a card by `mask_on_card`.
+    On a card, and for a region, by `keep_mask`.
     """
-    if on_card(input.device):
-        return mask_on_card(input, input.shape, p, generator)
+    given = masks.handed_in()
+    if on_card(input.device) or given is not None:
+        if given is not None and not order_of(input)[1]:
+            raise BackendError(
+                "dropout: a region takes masks of contiguous arrays only, got strides; call "
+                "contiguous() before, or train op by op (--compile off)"
+            )
+        return keep_mask(input, input.shape, p, generator)
     g = _stream(generator)
-    draw = lambda shape, kind, contiguous: shared_out(  # noqa: E731
+    draw = lambda shape, kind, contiguous: masks.shared_out(  # noqa: E731
         tuple(shape), lambda whole: g.dropout_mask(whole, p)
     )
     return _like(input, draw, None, None, False)
@@ -201,15 +208,23 @@ def on_card(device: str) -> bool:
     return device.startswith("cuda")
 
 
-def mask_on_card(
+def keep_mask(
     like: Tensor, shape: tuple[int, ...], p: float, generator: Generator | None = None
 ) -> Tensor:
-    """A mask of `shape` from a stream of its own on the device of `like`, seeded from the host's.
+    """A mask of `shape` for dropout on the device of `like`, drawn from the first element on.
 
-    So the host's stream, which is in every checkpoint, still decides about every mask; but the
-    masks are not torch's, and outside of what parity claims.
+    On a card from a stream of its own there, seeded from the host's. So the host's stream, which
+    is in every checkpoint, still decides about every mask; but the masks are not torch's, and
+    outside of what parity claims.
     """
-    return Tensor(like.xp.dropout_mask(shape, p, _stream(generator).random_int63(), like.array))
+    given = masks.handed_in()
+    if given is not None:
+        return Tensor(given.take(masks.Asked(shape, p, generator), like))
+    g = _stream(generator)
+    if on_card(like.device):
+        return Tensor(like.xp.dropout_mask(shape, p, g.random_int63(), like.array))
+    drawn = masks.shared_out(shape, lambda whole: g.dropout_mask(whole, p))
+    return Tensor(like.xp.asarray(drawn, None, like.device))
 
 
 # ---- in place: methods of a tensor ---------------------------------------------------------------

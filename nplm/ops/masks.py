@@ -1,4 +1,4 @@
-"""Dropout's masks when a batch is divided over threads: drawn once for all rows, then shared out.
+"""Dropout's masks: drawn once for all rows and shared out over threads, or handed in (at the end).
 
 The random stream does not know about threads: the k-th mask of a step is the k-th that the whole
 batch would have drawn, so masks (and torch's) are the same for any number of shards.
@@ -7,8 +7,9 @@ batch would have drawn, so masks (and torch's) are the same for any number of sh
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,8 +65,40 @@ class ShardOfMasks:
         return whole[self.start * each : self.stop * each]
 
 
+# ---- handed in -----------------------------------------------------------------------------------
+class Asked(NamedTuple):
+    """A mask that a function asks for: shape, dropout's p, the generator (None: the default)."""
+
+    shape: tuple[int, ...]
+    p: float
+    generator: Any
+
+    def keeping_all(self, like: Any) -> Any:
+        """An array in its place, on the device of `like`, for which nothing is drawn."""
+        return like.xp.asarray(np.ones(self.shape, np.bool_), None, like.device)
+
+
+class HandedIn:
+    """The masks of a function that is compiled, where what it draws would be a constant.
+
+    Without masks it notes what is asked for; with masks, arrays, it hands them out in that order.
+    """
+
+    def __init__(self, masks: Iterable[Any] | None = None) -> None:
+        self.asked: list[Asked] = []
+        self.left = None if masks is None else iter(masks)
+
+    def take(self, asked: Asked, like: Any) -> Any:
+        """The next mask as an array on the device of `like`; while it notes, one that keeps all."""
+        if self.left is not None:
+            return next(self.left)
+        self.asked.append(asked)
+        return asked.keeping_all(like)
+
+
 class _Here(threading.local):
     shard: ShardOfMasks | None = None
+    handed_in: HandedIn | None = None
 
 
 _here = _Here()
@@ -74,6 +107,21 @@ _here = _Here()
 def use(shard: ShardOfMasks | None) -> None:
     """Let this thread's dropout take its masks from `shard`; None: from the stream itself."""
     _here.shard = shard
+
+
+@contextmanager
+def hand_in(masks: HandedIn) -> Iterator[None]:
+    """This thread's dropout takes its masks from `masks`, for a while."""
+    before, _here.handed_in = _here.handed_in, masks
+    try:
+        yield
+    finally:
+        _here.handed_in = before
+
+
+def handed_in() -> HandedIn | None:
+    """Where this thread's masks come from while a function is compiled."""
+    return _here.handed_in
 
 
 def in_use() -> ShardOfMasks | None:

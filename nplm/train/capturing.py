@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nplm.autograd.grad_mode import enable_grad
+from nplm.autograd.grad_mode import enable_grad, no_grad
 from nplm.autograd.graph import Array, Node, flags, run_backward
 from nplm.autograd.op import wrap
 from nplm.autograd.sinks import sinks_of
@@ -20,6 +20,8 @@ from nplm.data.loader import Batch
 from nplm.errors import BackendError, ConfigError, unknown
 from nplm.nn.layers import Dropout
 from nplm.nn.module import Module
+from nplm.ops import masks
+from nplm.ops.draws import keep_mask
 from nplm.optim.adam import Adam, AdamW
 from nplm.optim.optimizer import Optimizer
 from nplm.train.graphs import Graphs, RecordedAdam
@@ -67,7 +69,8 @@ def capture(model: Any, level: str, optimizer: Optimizer | None = None) -> None:
     "region"    every block, and the head with its loss, are traced and compiled once (seconds) and
                 reused by all layers, micro-batches and updates; other shapes are compiled anew
     "graph"     region, and on CUDA each micro-batch as one CUDA graph, and the update of an Adam
-                or AdamW that is given as `optimizer` as another: little is launched by hand
+                or AdamW that is given as `optimizer` as another: little is launched by hand; a
+                model that trains with dropout has regions
     "off"       op by op, the default
 
     Raises ConfigError for another name or a model on "cpu" (NumPy), which only knows "off".
@@ -139,10 +142,12 @@ class _Captured:
         needs = tuple(t.requires_grad for t in tensors)
         arrays = [t.array for t in tensors]
         copies = _copies([p.array for p in leaves])
-        pair = self._pair(plain, leaves, needs, [*arrays, *copies], recompute)
-        if pair is None:
+        found = self._pair(plain, leaves, needs, inputs, [*arrays, *copies], recompute)
+        if found is None:
             return None
-        value, saved = pair.forward([*arrays, *copies])
+        pair, asked = found
+        drawn = [keep_mask(inputs[0], *mask).array for mask in asked]  # as op by op, in that order
+        value, saved = pair.forward([*arrays, *copies, *drawn])
         if True not in needs:
             return wrap(value, None)
         edges = tuple((t.node, t.output) if t.node is not None else None for t in tensors)
@@ -179,47 +184,67 @@ class _Captured:
 
     def _pair(
         self, plain: Callable[..., Tensor], leaves: list[Tensor], needs: tuple[bool, ...],
-        arrays: list[Array], recompute: bool,
+        inputs: Sequence[Tensor], arrays: list[Array], recompute: bool,
     ) -> Any:  # fmt: skip
-        """The compiled pair for these inputs, compiled now if need be; None if it cannot be."""
-        key = (self.structure, recompute, self.module.training, needs, flags.autocast,
+        """(the compiled pair for these inputs, the masks that it asks for), compiled now if need
+        be; None if it cannot be."""
+        rates = _dropout_rates(self.module)
+        key = (self.structure, recompute, self.module.training, rates, needs, flags.autocast,
                tuple((tuple(x.shape), x.stride(), x.dtype, x.device) for x in arrays))  # fmt: skip
-        pair = self.state.pairs.get(key)
-        if pair is None and self.state.level != "off":
+        found = self.state.pairs.get(key)
+        if found is None and self.state.level != "off":
             from nplm.backend import capture as compiler  # torch's private parts: not before
 
             try:
-                pair = compiler.compile_pair(_body(plain, leaves, needs), arrays, recompute)
-            except compiler.CaptureError as error:
+                asked = _asked(plain, inputs) if any(rates) else []
+                stand_in = [mask.keeping_all(inputs[0]) for mask in asked]
+                body = _body(plain, leaves, needs, len(asked))
+                pair = compiler.compile_pair(body, [*arrays, *stand_in], recompute)
+            except BackendError as error:
                 self.state.fall_back("off", str(error))
             else:
-                self.state.pairs[key] = pair
+                found = self.state.pairs[key] = pair, asked
                 self.state.tell(pair.note)
-        return pair
+        return found
+
+
+def _dropout_rates(module: Any) -> tuple[float, ...]:
+    """With what probabilities a module drops elements now."""
+    return tuple(m.p for m in module.modules() if isinstance(m, Dropout) and m.training)
+
+
+def _asked(plain: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[masks.Asked]:
+    """The masks that a method asks for, in its order.  Nothing is drawn."""
+    noted = masks.HandedIn()
+    with masks.hand_in(noted), no_grad():
+        plain(*inputs)
+    return noted.asked
 
 
 def _spoiler(module: Any) -> str:
     """Why what a module does now must not be captured; empty where it may be."""
-    if module.training and any(isinstance(m, Dropout) and m.p > 0 for m in module.modules()):
-        return "dropout draws its masks outside of what is captured; train with dropout 0"
     if next(iter(module.buffers()), None) is not None:
         return "it would hold the values that the module's buffers have now"
     return ""
 
 
-def _body(plain: Callable[..., Tensor], leaves: list[Tensor], needs: tuple[bool, ...]) -> Any:
-    """`plain` as the body of an op: (inputs, the leaves' arrays, their copies) -> (y, backward)."""
+def _body(
+    plain: Callable[..., Tensor], leaves: list[Tensor], needs: tuple[bool, ...], n_masks: int
+) -> Any:
+    """`plain` as the body of an op: (inputs, the leaves' arrays, their copies, dropout's masks)
+    -> (y, backward)."""
 
     def body(*arrays: Array) -> tuple[Array, Callable[[Array], list[Array | None]]]:
         given, rest = arrays[: len(needs) - len(leaves)], arrays[len(needs) - len(leaves) :]
-        own, copies = rest[: len(leaves)], rest[len(leaves) :]
+        own, copies = rest[: len(leaves)], rest[len(leaves) : len(rest) - n_masks]
+        drops = masks.HandedIn(rest[len(rest) - n_masks :])
         inputs = [Tensor(x, requires_grad=need) for x, need in zip(given, needs)]
         before, sinks, flags.sinks = [p.array for p in leaves], flags.sinks, None
         try:
             for p, array in zip(leaves, own):
                 p.array = array
             _give_copies(own, copies)
-            with enable_grad():
+            with enable_grad(), masks.hand_in(drops):
                 y = plain(*inputs)
         finally:
             flags.sinks = sinks
@@ -235,7 +260,7 @@ def _body(plain: Callable[..., Tensor], leaves: list[Tensor], needs: tuple[bool,
                     found.get(t.node) if need else None
                     for t, need in zip([*inputs, *leaves], needs)
                 ),
-                *(None for _ in copies),
+                *(None for _ in rest[len(leaves) :]),
             ]
 
         return y.array, backward
@@ -271,6 +296,9 @@ def accumulate_in_graphs(
         return None
     if why := _spoiler(model):
         state.fall_back("off", why)
+        return None
+    if any(_dropout_rates(model)):
+        state.fall_back("region", "a graph would drop the same elements again at every replay")
         return None
     if state.graphs is None:
         from nplm.backend import capture as compiler

@@ -230,8 +230,7 @@ RANDOM = [
         "dropout-masks-in-another-order", "dropout",
         "The mask of the attention weights is drawn after another one, not in its turn.",
         "nplm.nn.functional.scaled_dot_product_attention",
-        (("        drawn =", "        random.default_generator.dropout_mask((1,), dropout_p)\n"
-                             "        drawn ="),),
+        (("        keep = k", "        keep_mask(query, (1,), dropout_p)\n        keep = k"),),
         Place(1, 1, "forward", "blocks.0.attn.proj.input"), _DROPS,
     ),
 ]  # fmt: skip
