@@ -41,6 +41,16 @@ def test_names_come_in_the_order_of_torch():
     assert "scratch" not in dict(found["state"])
 
 
+def test_an_empty_list_of_modules_is_a_module_too():
+    def names(library):
+        model = library.nn.Module()
+        model.empty, model.full = library.nn.ModuleList(), library.nn.ModuleList()
+        model.full.append(library.nn.ModuleList())
+        return [(k, type(m).__name__) for k, m in model.named_modules()]
+
+    assert len(assert_same(names)) == 4
+
+
 def test_assignments_do_what_torch_does():
     def tables(model):
         return [

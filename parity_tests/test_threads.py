@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nplm
+from nplm.backend import numpy as numpy_namespace
 from nplm.backend import threads
 from nplm.backend.numpy_kernels import updates
 from nplm.backend.scratch import ones, scratch
@@ -139,6 +140,29 @@ def test_tasks_see_the_callers_context_and_error_state():
     with np.errstate(all="ignore"):
         assert threads.run([variable.get] * 3) == [7, 7, 7]
         threads.run([lambda: np.float32(1) / np.float32(0)] * 2)  # warns where it is not ignored
+
+
+def test_an_op_is_silent_by_itself_in_a_quiet_block_and_in_its_tasks():
+    infinite = lambda: nplm.tensor([0.0]).log().item()  # noqa: E731
+    with np.errstate(all="raise"):
+        assert infinite() == -np.inf
+        with numpy_namespace.quiet():
+            assert [infinite(), *threads.run([infinite] * 2)] == [-np.inf] * 3
+        assert infinite() == -np.inf
+        assert threads.run([infinite] * 2) == [-np.inf] * 2
+
+
+def test_a_quiet_block_puts_the_error_state_back_and_so_does_an_error():
+    def fail():
+        with numpy_namespace.quiet(), numpy_namespace.quiet():
+            raise KeyError(*set(np.geterr().values()))
+
+    with np.errstate(all="raise"):
+        before = np.geterr()
+        for _ in range(2):
+            with pytest.raises(KeyError, match="ignore"):
+                fail()
+            assert np.geterr() == before
 
 
 @given(n=st.integers(0, 40), least=st.integers(0, 9), k=st.integers(1, 5))

@@ -274,6 +274,7 @@ def test_variances_of_too_few_are_torch_s_infinities_and_nans(correction, device
 
 @pytest.mark.parametrize("call", [
     lambda L, x: x.reshape(5, -1), lambda L, x: x.view(7), lambda L, x: x.permute(0, 0),
+    lambda L, x: x.reshape(-2), lambda L, x: x.reshape(3, -2), lambda L, x: x.reshape(-1, -1),
     lambda L, x: x.sum(2), lambda L, x: x.sum((0, 0)), lambda L, x: x.softmax(-3),
     lambda L, x: x.split([1, 1, 1]), lambda L, x: x.unsqueeze(4), lambda L, x: x @ x,
     lambda L, x: x @ L.tensor(1.0), lambda L, x: x.t().unsqueeze(0).t(), lambda L, x: x + x.T,

@@ -45,8 +45,12 @@ class Node:
     ) -> None:
         self.name, self.edges, self.backward = name, edges, backward
         self.n_outputs = n_outputs
-        self.hooks: list[tuple[int, Callable[[Array], None]]] = []
-        self.rank: int = 1 + max([edge[0].rank for edge in edges if edge], default=-1)
+        self.hooks: tuple[tuple[int, Callable[[Array], None]], ...] = ()
+        rank = -1
+        for edge in edges:
+            if edge is not None and edge[0].rank > rank:
+                rank = edge[0].rank
+        self.rank: int = rank + 1
 
     def __repr__(self) -> str:
         return f"<{self.name}, rank {self.rank}>"
@@ -93,19 +97,6 @@ def run_backward(
     arrived: dict[Edge, Array] = {(root, output): gradient}
     owned: set[Edge] = set()
 
-    def send(edge: Edge, gradient: Array | None) -> None:
-        if gradient is not None:
-            if edge not in arrived:
-                arrived[edge] = gradient
-            elif edge in owned:
-                arrived[edge] += gradient
-            else:
-                arrived[edge] = arrived[edge] + gradient
-                owned.add(edge)
-        edges_left[edge[0]] -= 1
-        if edges_left[edge[0]] == 0 and isinstance(edge[0], Leaf) and edge in arrived:
-            deposit(edge[0], arrived.pop(edge))
-
     if isinstance(root, Leaf):
         return deposit(root, gradient)
     for node in sorted(edges_left, key=lambda node: node.rank, reverse=True):
@@ -117,8 +108,20 @@ def run_backward(
             if dys[i] is not None:
                 hook(dys[i])
         dxs: tuple[Array | None, ...] = (None,) * len(node.edges)
-        if backward is not None and any([dy is not None for dy in dys]):
+        if backward is not None and (dys[0] is not None or any([dy is not None for dy in dys])):
             dxs = backward(dys[0] if node.n_outputs == 1 else tuple(dys))
         for i, edge in enumerate(node.edges):
-            if edge is not None:
-                send(edge, dxs[i])
+            if edge is None:
+                continue
+            if (gradient := dxs[i]) is None:
+                pass  # this input wants none, or a sink has it
+            elif edge not in arrived:
+                arrived[edge] = gradient
+            elif edge in owned:
+                arrived[edge] += gradient
+            else:
+                arrived[edge] = arrived[edge] + gradient
+                owned.add(edge)
+            edges_left[edge[0]] -= 1
+            if edges_left[edge[0]] == 0 and isinstance(edge[0], Leaf) and edge in arrived:
+                deposit(edge[0], arrived.pop(edge))

@@ -17,30 +17,12 @@ from nplm.autograd.graph import Node, flags
 from nplm.autograd.overrides import KNOWN, OVERRIDES, choose, override, reference
 from nplm.autograd.sinks import sinks_of
 from nplm.autograd.tensor import Tensor
-from nplm.errors import BackendError
+from nplm.backend import common_namespace
 
 OPS: dict[str, Op] = {}
 UPDATES: dict[str, Update] = {}
 
 __all__ = ["OPS", "OVERRIDES", "UPDATES", "Op", "Update", "op", "override", "reference", "update"]
-
-
-def common_namespace(name: str, tensors: list[Tensor]) -> Any:
-    """The one namespace of all tensors, or an error that says which devices met."""
-    if not tensors:
-        raise TypeError(
-            f"{name}: expected at least one nplm.Tensor; make one with nplm.tensor(...)"
-        )
-    xp = tensors[0].xp
-    if all([t.xp is xp for t in tensors]) and (xp.name == "numpy" or len(tensors) == 1):
-        return xp  # a generator would cost more than the whole question
-    devices = sorted({t.device for t in tensors})
-    if len(devices) > 1:
-        raise BackendError(
-            f"{name}: expected all tensors on one device, got {' and '.join(devices)}; "
-            "move one with .to(device)"
-        )
-    return xp
 
 
 class Op:
@@ -67,6 +49,9 @@ class Op:
         n = len(self.array_names)
         if self.variadic or (not options and len(args) <= n):
             return args
+        if not options and len(args) <= n + len(self.option_names):
+            options.update(zip(self.option_names, args[n:]))
+            return args[:n]
         for theirs, ours in zip(("input", "other"), self.array_names):
             if theirs in options:  # torch's names for x and y
                 options[ours] = options.pop(theirs)
@@ -85,9 +70,16 @@ class Op:
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Tensors (or numbers) first, then options, as in torch."""
         inputs = self.split(args, options)
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        xp = common_namespace(self.name, tensors)
-        arrays = tuple([x.array if isinstance(x, Tensor) else self._plain(x) for x in inputs])
+        tensors, edges, values = [], [], []
+        for x in inputs:
+            if isinstance(x, Tensor):
+                tensors.append(x)
+                values.append(x.array)
+                edges.append(None if x.node is None else (x.node, x.output))
+            else:
+                values.append(x if x is None else self._plain(x))
+                edges.append(None)
+        xp, arrays = common_namespace(self.name, tensors), tuple(values)
         body = choose(self.name, xp, arrays, options) or self.raw
         try:
             with xp.quiet():
@@ -96,15 +88,12 @@ class Op:
             shapes = ", ".join(str(x.shape) if isinstance(x, Tensor) else repr(x) for x in inputs)
             error.add_note(f"in nplm op '{self.name}' with inputs {shapes} and options {options}")
             raise
-        if backward is None or not flags.recording:
+        if backward is None or not any(edges) or not flags.recording:
             return wrap(value, None)
-        edges = tuple([
-            (x.node, x.output) if isinstance(x, Tensor) and x.node else None for x in inputs
-        ])  # fmt: skip
-        return wrap(value, self._node(xp, value, backward, edges) if any(edges) else None)
+        return wrap(value, self._node(xp, value, backward, tuple(edges)))
 
     def _plain(self, x: Any) -> Any:
-        if x is None or (isinstance(x, bool | int | float) and not isinstance(x, np.generic)):
+        if isinstance(x, bool | int | float) and not isinstance(x, np.generic):
             return x
         if isinstance(x, np.generic):
             return x.item()  # a NumPy scalar would promote float32 to float64
@@ -114,16 +103,17 @@ class Op:
         )
 
     def _node(self, xp: Any, value: Any, backward: Any, edges: Any) -> Node:
-        needs = sinks_of(edges, tuple([edge is not None for edge in edges]))
-        call = partial(backward, needs=needs) if self.wants_needs else backward
+        if self.wants_needs:
+            needs = sinks_of(edges, tuple([edge is not None for edge in edges]))
+            backward = partial(backward, needs=needs)
         if not isinstance(value, tuple):
-            return Node(self.name, edges, call)
+            return Node(self.name, edges, backward)
         like = [(v.shape, v.dtype) for v in value]  # outputs that nobody used send zeros
 
         def fill(dys: Any) -> Any:
             dys = dys if isinstance(dys, tuple) else (dys,)  # one output arrives bare
             some = next(dy for dy in dys if dy is not None)
-            return call(
+            return backward(
                 tuple(xp.zeros(s, some, t) if dy is None else dy for dy, (s, t) in zip(dys, like))
             )
 
@@ -140,9 +130,9 @@ class Op:
 def wrap(value: Any, node: Node | None, output: int = 0) -> Any:
     """The results of an op as Tensors that know the node which made them."""
     if isinstance(value, tuple):
-        return tuple(wrap(v, node, i) for i, v in enumerate(value))
+        return tuple([wrap(v, node, i) for i, v in enumerate(value)])
     result = Tensor(np.asarray(value) if isinstance(value, np.generic) else value)
-    if node is not None and result.is_floating_point():  # x.long() sends no gradient back
+    if node is not None and result.xp.is_floating(value):  # x.long() sends no gradient back
         result.node, result.output = node, output
     return result
 

@@ -25,11 +25,12 @@ def choose(name: str, xp: ModuleType, arrays: tuple[Any, ...], options: dict[str
     """The backend's override of `name` that accepts these arguments, or None: the reference."""
     if flags.reference or _always_reference:
         return None
-    if xp.name not in _kernels_loaded:  # the first dispatch to a backend loads its kernels
-        if find_spec(f"nplm.backend.{xp.name}_kernels"):
-            import_module(f"nplm.backend.{xp.name}_kernels")  # another thread waits here for it
-        _kernels_loaded.add(xp.name)
-    for when, kernel in OVERRIDES.get((name, xp.name), ()):
+    backend = xp.name
+    if backend not in _kernels_loaded:  # the first dispatch to a backend loads its kernels
+        if find_spec(f"nplm.backend.{backend}_kernels"):
+            import_module(f"nplm.backend.{backend}_kernels")  # another thread waits here for it
+        _kernels_loaded.add(backend)
+    for when, kernel in OVERRIDES.get((name, backend), ()):
         if when is None or when(*arrays, **options):
             return kernel
     return None

@@ -15,7 +15,7 @@ import numpy as np
 from nplm.autograd.graph import Array, Edge, Node, flags
 from nplm.backend.numpy import add_rows
 from nplm.backend.scratch import ones, scratch
-from nplm.backend.threads import products_in_parts
+from nplm.backend.threads import number_of_parts, products_in_parts
 
 LEAST = 64  # rows of a product below which a second thread does not pay
 LARGE_ONEHOT = 1 << 22  # elements of a one-hot matrix; above, rows wait in any case
@@ -56,7 +56,10 @@ class Sink:
             else:
                 np.matmul(a[low:high], b, out=place)
 
-        products_in_parts(len(a), rows, LEAST)
+        if number_of_parts(len(a), LEAST, products=True) <= 1:
+            rows(0, len(a))
+        else:
+            products_in_parts(len(a), rows, LEAST)
 
     def add_sum(self, rows: np.ndarray) -> None:
         """Add the sum of rows (N, O), as a product: 3 times as fast as a sum."""

@@ -35,13 +35,13 @@ class Tensor(HostValues):
     __array_ufunc__ = None  # else `ndarray * Tensor` would become an array of objects
 
     def __init__(self, array: Array, requires_grad: bool = False) -> None:
-        self.xp: Any = namespace_of(array)
-        self.xp.dtype_of(array)  # refuses what is not supported, float16 for example
-        self.array = array if self.xp.name == "numpy" else array.detach()
+        self.xp: Any = (xp := namespace_of(array))
+        xp.dtype_of(array)  # refuses what is not supported, float16 for example
+        self.array = array if xp.name == "numpy" else array.detach()
         self._grad: Tensor | None = None
         self.node: Node | None = None
         self.output = 0
-        self.hooks: list[Callable[[Tensor], None]] = []
+        self.hooks: tuple[Callable[[Tensor], None], ...] = ()
         if requires_grad:
             self.requires_grad_()
 
@@ -192,7 +192,7 @@ class Tensor(HostValues):
         """Call `hook(self)` once per backward, when the last gradient of this leaf has arrived."""
         if self.node is None or not self.is_leaf:
             raise GraphError("post accumulate grad hooks: expected a leaf that requires a gradient")
-        self.hooks.append(hook)
+        self.hooks += (hook,)
 
     def retain_grad(self) -> None:
         """Keep the gradient of a result of an op in `.grad` too."""
@@ -200,7 +200,7 @@ class Tensor(HostValues):
             raise GraphError("retain_grad: this tensor does not require a gradient")
         if not self.is_leaf:
             keep = weakref.WeakMethod(self._retain)
-            self.node.hooks.append((self.output, lambda dy: (f := keep()) and f(dy)))
+            self.node.hooks += ((self.output, lambda dy: (f := keep()) and f(dy)),)
 
     def _retain(self, gradient: Array) -> None:
         self.grad = Tensor(self.xp.copy(gradient))

@@ -39,6 +39,24 @@ def namespace_for(device: str) -> ModuleType:
         ) from None
 
 
+def common_namespace(name: str, tensors: list[Any]) -> Any:
+    """The one namespace of all tensors, or an error that says which devices met."""
+    if not tensors:
+        raise TypeError(
+            f"{name}: expected at least one nplm.Tensor; make one with nplm.tensor(...)"
+        )
+    xp = tensors[0].xp
+    if len(tensors) == 1 or (xp.name == "numpy" and all([t.xp is xp for t in tensors])):
+        return xp  # a list, for a generator would cost more than the whole question
+    devices = sorted({t.device for t in tensors})
+    if len(devices) > 1:
+        raise BackendError(
+            f"{name}: expected all tensors on one device, got {' and '.join(devices)}; "
+            "move one with .to(device)"
+        )
+    return xp
+
+
 def require_device(device: str) -> None:
     """A BackendError unless arrays can be made on `device` now: ask it before any work."""
     namespace_for(device).asarray(0.0, device=device)

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import builtins
+from contextlib import nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -46,9 +48,29 @@ def device_of(x: Array) -> str:
     return "cpu"
 
 
+# Travels with NumPy's own errstate, which is a context variable too: into tasks of threads.run.
+_is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
+_as_it_is = nullcontext()
+
+
+class _Quiet(np.errstate):
+    """NumPy's silence, and the knowledge of it, so that ops inside need not ask for it again."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self.token = _is_quiet.set(True)
+
+    def __exit__(self, *error: Any) -> None:
+        _is_quiet.reset(self.token)
+        super().__exit__(*error)
+
+
 def quiet() -> Any:
-    """Infinities and NaN pass in silence, as in torch; whoever trains checks the loss."""
-    return np.errstate(all="ignore")
+    """Infinities and NaN pass in silence, as in torch; whoever trains checks the loss.
+
+    Inside of itself it costs nothing, and leaves an errstate that somebody has set there alone.
+    """
+    return _as_it_is if _is_quiet.get() else _Quiet(all="ignore")
 
 
 # ---- making arrays -------------------------------------------------------------------------------
@@ -74,9 +96,10 @@ def is_floating(x):
 
 
 def promote(*operands):
-    arrays = [x for x in operands if hasattr(x, "dtype")]
-    if len(arrays) == len(operands) and len({x.dtype for x in arrays}) == 1:
-        return operands
+    dtypes = [x.dtype for x in operands if hasattr(x, "dtype")]
+    alike = len(set(dtypes)) == 1
+    if alike and (len(dtypes) == len(operands) or dtypes[0] in FLOATING):
+        return operands  # Python numbers beside floats change nothing
     dtype = result_dtype(
         *((x.dtype, x.ndim) if hasattr(x, "dtype") else (type(x), 0) for x in operands)
     )

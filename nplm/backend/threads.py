@@ -120,12 +120,19 @@ def run(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     return [first, *(future.result() for future in futures)]
 
 
+def number_of_parts(n: int, least: int = 1, products: bool = False) -> int:
+    """How many parts `in_parts` makes, or `products_in_parts`: at most 1 where it just calls."""
+    if _chosen == 1 or _here.alone or (products and not _blas_held):
+        return 1
+    return min(get_num_threads(), n // max(least, 1))
+
+
 def in_parts(n: int, body: Callable[[int, int], Any], least: int = 1) -> None:
     """Call `body(start, stop)` on parts of range(n) at once, each of at least `least` items.
 
     Only for bodies whose parts write to different memory.
     """
-    parts = 1 if _here.alone else min(get_num_threads(), n // max(least, 1))
+    parts = number_of_parts(n, least)
     if parts <= 1:
         if n > 0:
             body(0, n)

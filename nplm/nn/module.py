@@ -96,14 +96,17 @@ class Module(Registry):
     ) -> Iterator[tuple[str, Module]]:
         """(dotted name, module) of this module and everything below, except those in `memo`."""
         memo = set() if memo is None else memo
-        if self in memo:
-            return
-        if remove_duplicate:
-            memo.add(self)
-        yield prefix, self
-        for name, module in self._modules.items():
-            if module is not None:
-                yield from module.named_modules(memo, _dotted(prefix, name), remove_duplicate)
+        waiting: list[tuple[str, Module]] = [(prefix, self)]
+        while waiting:  # no recursion: a value would go up through a generator of every level
+            path, module = waiting.pop()
+            if module in memo:
+                continue
+            if remove_duplicate:
+                memo.add(module)
+            yield path, module
+            for name, child in reversed(module._modules.items()):
+                if child is not None:
+                    waiting.append((_dotted(path, name), child))
 
     def modules(self) -> Iterator[Module]:
         """This module and everything below."""

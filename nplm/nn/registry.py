@@ -47,9 +47,10 @@ class Registry:
         self._transient.discard(name)
 
     def __getattr__(self, name: str) -> Any:
+        own = self.__dict__  # asked for at every `self.weight` of a forward pass
         for table in self._kinds:
-            if name in self.__dict__.get(table, ()):
-                return self.__dict__[table][name]
+            if table in own and name in own[table]:
+                return own[table][name]
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __delattr__(self, name: str) -> None:

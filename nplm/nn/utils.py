@@ -34,7 +34,8 @@ def get_total_norm(
     given, norm_type = _listed(tensors), float(norm_type)
     if not given:
         return zeros(())
-    dtypes = dict.fromkeys(x.dtype for x in given)
+    kinds = _kinds(given)
+    dtypes = dict.fromkeys(some[0].dtype for some in kinds)
     for dtype in dtypes:
         if dtype not in FLOATING:
             raise RuntimeError(f"get_total_norm: expected floating tensors, got {dtype}")
@@ -43,7 +44,7 @@ def get_total_norm(
     device = given[0].device
     total = zeros((), dtype=max(dtypes, key=lambda dtype: dtype.itemsize), device=device)
     with no_grad():
-        here = [x if x.device == device else x.to(device) for x in given]
+        here = given if len(kinds) == 1 else [x.to(device) for x in given]
         total_norm_([total], here, order=norm_type)
     if error_if_nonfinite and not math.isfinite(total.item()):
         raise RuntimeError(
@@ -73,8 +74,8 @@ def clip_grads_with_norm_(
         # By the reciprocal: torch divides a number by a tensor so, and the bits are the same then.
         factor = (1.0 / (total_norm + 1e-6) * max_norm).clamp(max=1.0)
         on: dict[str, list[Tensor]] = {}
-        for g in gradients:
-            on.setdefault(g.device, []).append(g)
+        for alike in _kinds(gradients):
+            on.setdefault(alike[0].device, []).extend(alike)
         for device, here in on.items():
             scale_(here, [factor.to(device)])
 
@@ -158,7 +159,15 @@ def _listed(tensors: Tensors) -> list[Tensor]:
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+    return [gradient for p in parameters if (gradient := p.grad) is not None]
+
+
+def _kinds(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """The tensors by dtype and device; asked of the arrays, for there are many each step."""
+    kinds: dict[Any, list[Tensor]] = {}
+    for x in tensors:
+        kinds.setdefault((x.array.dtype, x.array.device), []).append(x)
+    return list(kinds.values())
 
 
 def device_of(module: Any) -> str:

@@ -22,7 +22,7 @@ def size_of(size: tuple[Any, ...]) -> tuple[int, ...]:
     """`f(2, 3)` and `f((2, 3))` mean the same shape."""
     if len(size) == 1 and isinstance(size[0], tuple | list):
         size = tuple(size[0])
-    return tuple(int(n) for n in size)
+    return tuple(map(int, size))
 
 
 def device(type: str, index: int | None = None) -> str:

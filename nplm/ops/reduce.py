@@ -9,6 +9,8 @@ def axes_of(name, dim, ndim):
     """`dim` as a sorted tuple of axes >= 0.  Raises IndexError or RuntimeError as torch does."""
     if dim is None or dim == ():
         return tuple(range(ndim))
+    if isinstance(dim, int) and 0 <= dim < ndim:
+        return (dim,)
     dims = (dim,) if isinstance(dim, int) else tuple(dim)
     bound = max(ndim, 1)  # a 0-d tensor takes the axes 0 and -1, as in torch
     for d in dims:

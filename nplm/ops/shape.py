@@ -12,11 +12,16 @@ from nplm.ops.reduce import as_row, axes_of, axis_of
 @op
 def reshape(xp, x, shape: tuple[int, ...]):
     """The same elements in another shape; one size may be -1.   Twin: torch.reshape"""
-    known = -math.prod(shape) if -1 in shape else math.prod(shape)
-    size = math.prod(x.shape)
-    if shape.count(-1) > 1 or (size != known if -1 not in shape else known == 0 or size % known):
-        raise RuntimeError(f"reshape: shape {tuple(shape)} is invalid for input of size {size}")
-    return x.reshape(shape), lambda dy: (dy.reshape(x.shape),)
+    try:
+        if min(shape, default=0) < -1:
+            raise ValueError  # NumPy takes any negative size for -1
+        y = x.reshape(shape)
+    except (ValueError, RuntimeError):
+        raise RuntimeError(
+            f"reshape: shape {tuple(shape)} is invalid for input of size {math.prod(x.shape)}"
+        ) from None
+    before = x.shape
+    return y, lambda dy: (dy.reshape(before),)
 
 
 @op

@@ -134,7 +134,7 @@ class Optimizer:
                 state["step"] = tensor(0.0)
             state["step"].array += 1
         for name, value in fill.items():
-            new = [p for p in params if name not in self.state[p]]
+            new = [p for p, state in zip(params, states) if name not in state]
             for p, entry in zip(new, entries_like(new, value)):
                 self.state[p][name] = entry
         entries = [[state[name] for state in states] for name in fill]

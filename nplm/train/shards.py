@@ -18,6 +18,7 @@ from nplm.autograd.factory import tensor
 from nplm.autograd.graph import flags
 from nplm.autograd.sinks import LARGE_TABLE, ShardSink, SharedSink, Sink, SinkStore
 from nplm.autograd.tensor import Tensor
+from nplm.backend import numpy as numpy_namespace
 from nplm.backend import threads
 from nplm.backend.memory import keep_freed_memory
 from nplm.data.loader import Batch, Window
@@ -191,7 +192,7 @@ class _Shard:
 
     def here(self, modes: Modes, work: Callable[..., None], *args: Any) -> None:
         """Do `work` on the present thread, in the caller's modes and with this shard's sinks."""
-        with _in_modes(modes):
+        with _in_modes(modes), numpy_namespace.quiet():  # once, and not for every op
             flags.sinks = self.by_leaf
             masks.use(self.masks if self.n > 1 else None)
             try:

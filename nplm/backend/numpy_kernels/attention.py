@@ -25,10 +25,11 @@ def _is_causal(q, k, v, mask=None, keep=None, causal=False, scale=None, dropout_
     if not causal or mask is not None or not q.ndim == k.ndim == v.ndim == 4:
         return False
     B, H, T, D = q.shape
-    G = k.shape[1]
+    G, dtype = k.shape[1], q.dtype
     return (
-        q.dtype == k.dtype == v.dtype
-        and q.dtype in _LATER
+        dtype == k.dtype
+        and dtype == v.dtype
+        and dtype in _LATER
         and q.size > 0 < v.size
         and H % G == 0
         and k.shape == (B, G, T, D)
@@ -101,6 +102,8 @@ def _tiles(B, H, G, T):
     team = min(threads.team(), scores // _LEAST) if threads.blas_is_held() else 1
     team = max(team, 1)
     n = team * -(-scores // (team * _TILE))
+    if n == 1:
+        return [(slice(0, B), slice(0, G))]
     rows = min(B, n)
     heads = min(G, -(-n // rows))
     return [
@@ -136,9 +139,10 @@ def _softmax(p, later, each):
     itself. It is left out where no score is beyond +-_REACH: decided for the heads of a group at
     once, so that bits do not depend on the tile that they lie in.
     """
-    m = len(later)
-    flat = p.reshape(*p.shape[:2], -1)  # (b, g, R m j)
-    near = (flat.max(-1) <= _REACH) & (flat.min(-1) >= -_REACH)  # False for NaN
+    m, (b, g, R, _, j) = len(later), p.shape
+    flat = p.reshape(b, g, R * m * j)
+    near = np.maximum.reduce(flat, -1) <= _REACH  # False for NaN
+    near &= np.minimum.reduce(flat, -1) >= -_REACH
     all_near = near.all()
     p[..., -m:] += later
     if not all_near:
@@ -187,13 +191,15 @@ def _add_product(total, a, b, first):
 
     a (b, g, R, m, j), b (b, g, R, m, N); reshaping copies only b, and only where R > 1.
     """
-    total = total[..., 0, : a.shape[-1], :]
-    a, b = (x.reshape(*x.shape[:2], -1, x.shape[-1]) for x in (a, b))
+    batch, groups, R, m, j = a.shape
+    total = total[..., 0, :j, :]
+    turned = a.reshape(batch, groups, R * m, j).swapaxes(-1, -2)
+    b = b.reshape(batch, groups, R * m, b.shape[-1])
     if first:
-        np.matmul(a.swapaxes(-1, -2), b, out=total)
+        np.matmul(turned, b, out=total)
     else:
         more = scratch("attention.product", total.shape, total.dtype)
-        total += np.matmul(a.swapaxes(-1, -2), b, out=more)
+        total += np.matmul(turned, b, out=more)
 
 
 # ---- rotary positions ----------------------------------------------------------------------------

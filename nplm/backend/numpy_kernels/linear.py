@@ -7,11 +7,13 @@ import numpy as np
 from nplm.autograd.op import override
 from nplm.autograd.sinks import LEAST, Sink
 from nplm.backend.scratch import ones
-from nplm.backend.threads import products_in_parts
+from nplm.backend.threads import number_of_parts, products_in_parts
 
 
 def product(a, b):
     """a (N, K) @ b (K, M), its rows over the threads when the BLAS has only one."""
+    if number_of_parts(len(a), LEAST, products=True) <= 1:
+        return np.matmul(a, b)
     out = np.empty((a.shape[0], b.shape[1]), a.dtype)
     products_in_parts(len(a), lambda i, j: np.matmul(a[i:j], b, out=out[i:j]), LEAST)
     return out
@@ -34,11 +36,12 @@ def bias_gradient(need, dy):
 
 
 def _fits(x, weight, bias=None):
+    dtype = x.dtype
     return (
         x.ndim > 0
-        and x.dtype == weight.dtype
+        and dtype == weight.dtype
         and x.shape[-1] == weight.shape[1]
-        and (bias is None or (bias.dtype == x.dtype and bias.shape == weight.shape[:1]))
+        and (bias is None or (dtype == bias.dtype and bias.shape == weight.shape[:1]))
     )
 
 

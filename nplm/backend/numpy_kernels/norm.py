@@ -13,16 +13,13 @@ from nplm.backend.scratch import ones, scratch
 
 
 def _fits(x, weight=None, bias=None, n_axes=1, eps=0.0):
+    dtype, row = x.dtype, x.shape[x.ndim - n_axes :]
     return (
         x.size > 0
-        and x.dtype.kind == "f"
+        and dtype.kind == "f"
         and 0 < n_axes <= x.ndim
-        and all(
-            [
-                v is None or (v.dtype == x.dtype and v.shape == x.shape[x.ndim - n_axes :])
-                for v in (weight, bias)
-            ]
-        )
+        and (weight is None or (weight.dtype == dtype and weight.shape == row))
+        and (bias is None or (bias.dtype == dtype and bias.shape == row))
     )
 
 

@@ -32,20 +32,23 @@ def _one_array(dys, shape, axis):
     """The part of one array that `dys` are consecutive views of, as a view of `shape`, or None."""
     dys = [dy for dy in dys if dy.shape[axis]]
     first = dys[0] if dys else None
-    if first is None or not isinstance(first.base, np.ndarray) or not first.base.flags.c_contiguous:
+    base = None if first is None else first.base
+    if not isinstance(base, np.ndarray) or not base.flags.c_contiguous:
+        return None
+    if not all([dy.base is base for dy in dys]):
         return None
     places = [dy.__array_interface__["data"][0] for dy in dys]
-    strides = list(first.strides)
+    strides, dtype = list(first.strides), first.dtype
     if first.shape[axis] == 1:  # an axis of one element has no stride of its own
         strides[axis] = places[1] - places[0] if len(dys) > 1 else strides[axis]
-    for dy, place, end in zip(dys, places, [*places[1:], None]):
-        steps = zip(dy.shape, dy.strides, strides)
-        if (
-            dy.base is not first.base
-            or dy.dtype != first.dtype
-            or any(n > 1 and a != b for n, a, b in steps)
-            or (end is not None and place + dy.shape[axis] * strides[axis] != end)
+    usual, end = tuple(strides), places[0]
+    for dy, place in zip(dys, places):
+        if place != end or dy.dtype != dtype:
+            return None
+        if dy.strides != usual and any(
+            [n > 1 and a != b for n, a, b in zip(dy.shape, dy.strides, strides)]
         ):
             return None
-    start = places[0] - first.base.__array_interface__["data"][0]
-    return np.ndarray(shape, first.dtype, first.base, start, strides)
+        end = place + dy.shape[axis] * strides[axis]
+    start = places[0] - base.__array_interface__["data"][0]
+    return np.ndarray(shape, dtype, base, start, strides)

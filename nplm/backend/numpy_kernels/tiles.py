@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nplm.backend.threads import in_parts
+from nplm.backend.threads import in_parts, number_of_parts
 
 # Elements of a tile: a call then lasts long beside what starting it costs, and beside the wait for
 # the interpreter's lock, which changes hands at every call when shards run side by side.
@@ -21,6 +21,11 @@ def in_tiles(n: int, width: int, body: Callable[[int, int], Any]) -> None:
 
     Tiles are of equal size, up to one row. Each call writes to its own rows.
     """
+    least = -(-LEAST // width)
+    if n * width <= TILE and number_of_parts(n, least) <= 1:
+        if n > 0:
+            body(0, n)
+        return
 
     def part(start: int, stop: int) -> None:
         if (stop - start) * width <= TILE:
@@ -31,4 +36,4 @@ def in_tiles(n: int, width: int, body: Callable[[int, int], Any]) -> None:
         for i, j in zip(ends, ends[1:]):
             body(i, j)
 
-    in_parts(n, part, -(-LEAST // width))
+    in_parts(n, part, least)

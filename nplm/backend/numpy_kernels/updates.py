@@ -140,8 +140,9 @@ def _alike(params: list[np.ndarray], *lists: list[Any], **options: Any) -> bool:
     Threads would change one that does at once. Lists of numbers, and empty ones, are not looked at.
     """
     arrays = [x for x in lists if x and isinstance(x[0], np.ndarray)]
+    dtypes = [p.dtype for p in params]
     return len(set(map(id, params))) == len(params) and all(
-        p.dtype == x.dtype for each in arrays for p, x in zip(params, each)
+        [dtypes[: len(each)] == [x.dtype for x in each] for each in arrays]
     )
 
 
@@ -166,7 +167,7 @@ def adam_update(
     """optim.adam.adam_update: tiles that stay in the cache, on threads, and no temporaries."""
 
     def tile(t, p, g, m, v, v_max=None):
-        x, y = (scratch(f"update {name}", p.shape, p.dtype) for name in "xy")
+        x, y = scratch("update x", p.shape, p.dtype), scratch("update y", p.shape, p.dtype)
         if weight_decay != 0 and decoupled_weight_decay:
             p *= 1 - lr * weight_decay
         g = _descent(p, g, x, 0.0 if decoupled_weight_decay else weight_decay, maximize)
