@@ -9,6 +9,7 @@ from mutation_cases_recording import RECORDING
 from mutation_cases_report import LEVELS, REPORT
 from mutation_cases_runs import STRATEGIES_OF_RUNS
 from mutation_cases_speed import SPEED
+from mutation_cases_torch import TORCH
 
 LONG_FUNCTION = "\n\ndef far_too_long():\n" + "    x = 1\n" * 61
 HOUSE = [
@@ -273,5 +274,5 @@ RUNS = [
 
 MUTATIONS = [
     *HOUSE, *PARITY, *STRATEGIES, *DATA, *COMMAND_LINE, *SECOND_STEPS, *RUNS, *STRATEGIES_OF_RUNS,
-    *SPEED, *RANDOM, *RECORDING, *REPORT, *LEVELS, *LOCKSTEP, *FAULTS,
+    *SPEED, *RANDOM, *RECORDING, *REPORT, *LEVELS, *LOCKSTEP, *FAULTS, *TORCH,
 ]  # fmt: skip

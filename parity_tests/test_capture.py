@@ -259,7 +259,12 @@ def test_nothing_that_a_captured_step_leaves_behind_has_a_grad_fn():
 # ---- which pair ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("change", "anew"),
-    [("dtype", [False, False]), ("recompute", [True]), ("autocast", [False, False])],
+    [
+        ("dtype", [False, False]),
+        ("recompute", [True]),
+        ("autocast", [False, False]),
+        ("setting", [False]),
+    ],
 )
 def test_a_pair_runs_only_what_it_was_made_for(change, anew, uncompiled):
     model, batches = model_of("gpt2"), window(1)
@@ -267,6 +272,8 @@ def test_a_pair_runs_only_what_it_was_made_for(change, anew, uncompiled):
     gradients(model, batches)
     if change == "dtype":
         model.to(nplm.float64)
+    for block in model.blocks:
+        block.norm1.eps = 0.5 if change == "setting" else block.norm1.eps
     model.recompute = change == "recompute"
     with nplm.autocast("torch:cpu", enabled=change == "autocast"):
         for _ in range(2):

@@ -19,6 +19,7 @@ from test_capture import (  # noqa: E402, F401
 )
 
 import nplm  # noqa: E402
+from nplm.backend import capture as compiler  # noqa: E402
 from nplm.backend.torch_kernels.precision import copies  # noqa: E402
 from nplm.data.loader import Batch, Window  # noqa: E402
 from nplm.errors import BackendError  # noqa: E402
@@ -203,6 +204,29 @@ def test_copies_of_weights_are_made_anew_after_a_replayed_update():
 
     updates_of_a_layer(record, pytest.fail)
     assert len(replayed) == 2  # from the second step on
+
+
+def test_a_changed_setting_is_recorded_anew_and_the_reference_replays_nothing(monkeypatch):
+    recorded, replayed = [], []
+
+    def record(function, device):
+        recorded.append(function)
+        return lambda: (replayed.append(1), function())
+
+    monkeypatch.setattr(compiler, "record", record)
+    monkeypatch.setattr(capturing._Captured, "_usable", lambda self: False)  # op by op inside
+    model, batches = model_of("gpt2"), window(1)
+    capturing.capture(model, "graph")
+    loss = gradients(model, batches)[0]
+    assert len(recorded) == len(replayed) == 2  # what empties the gradients, and a micro-batch
+    for block in model.blocks:
+        block.norm1.eps = 0.5
+    assert gradients(model, batches)[0] != loss
+    assert len(recorded) == len(replayed) == 4
+    with nplm.reference():
+        gradients(model, batches)
+    assert len(recorded) == len(replayed) == 4
+    assert capturing.level(model) == "graph"
 
 
 def test_gradients_that_are_elsewhere_at_every_step_are_not_recorded():

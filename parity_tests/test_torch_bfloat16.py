@@ -26,6 +26,7 @@ from nplm.train import accumulate
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 
+from nplm.backend.torch_kernels import head  # noqa: E402
 from nplm.backend.torch_kernels.precision import copies  # noqa: E402
 
 pytestmark = pytest.mark.op
@@ -179,6 +180,16 @@ def test_float64_is_not_lowered():
         assert F.linear_cross_entropy(x, x, x[0].long()).dtype == nplm.float64
 
 
+def test_autocast_is_switched_off_inside_of_itself_and_ends_with_its_block():
+    x = nplm.ones(2, 2, device=DEVICE)
+    seen = []
+    with nplm.autocast(DEVICE):
+        with nplm.autocast(DEVICE, enabled=False):
+            seen.append(F.linear(x, x).dtype)
+        seen.append(F.linear(x, x).dtype)
+    assert [*seen, F.linear(x, x).dtype] == [nplm.float32, nplm.bfloat16, nplm.float32]
+
+
 def test_logits_in_any_layout_have_their_own_loss():
     logits = torch.randn(7, 4).to(LOW).T  # not contiguous
     targets = torch.tensor([0, 3, 6, 2])
@@ -190,6 +201,37 @@ def test_logits_in_any_layout_have_their_own_loss():
     assert abs(float(loss) - twin.item()) < 1e-5  # float32 within: only dlogits is rounded
     (dlogits, *_) = backward(torch.ones(()))
     assert_within_envelope(dlogits, exact.grad.to(LOW), exact.grad, "dlogits")
+
+
+def test_sums_over_two_thousand_rows_are_made_in_float32():
+    """aten adds bfloat16 rows to bfloat16 sums on CPUs: 3 % off after a thousand."""
+    x, dy = torch.randn(2000, 6).to(LOW), (torch.randn(2000, 6) + 1).to(LOW)
+    weight, bias = torch.randn(6), torch.randn(6)
+    exact = [v.double().requires_grad_(True) for v in (weight, bias)]
+    torch.nn.functional.layer_norm(x.double(), (6,), *exact).backward(dy.double())
+    found = choose("layer_norm", XP, (x, weight, bias), {})(XP, x, weight, bias)[1](dy)[1:]
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert error(ours, theirs.grad) < 1e-5 * float(theirs.grad.abs().max())
+
+
+def test_a_heads_chunks_of_rows_in_bfloat16_are_added_up_in_float32(monkeypatch):
+    """No further from the exact gradient than one array's, whose products round once."""
+    x, w, targets = torch.randn(256, 8), torch.randn(50, 8), torch.randint(0, 50, (256,))
+    exact = [v.to(LOW).double().requires_grad_(True) for v in (x, w)]
+    twin = torch.nn.functional.cross_entropy(exact[0] @ exact[1].T, targets)
+    twin.backward()
+    runs = []
+    for budget in (1 << 28, 4 * 50 * 8):  # all rows at once, and 8 by 8
+        monkeypatch.setitem(head.BUDGET, "cpu", budget)
+        with nplm.autocast(DEVICE):
+            kernel = choose("linear_cross_entropy", XP, (x, w, targets), {})
+            loss, backward = kernel(XP, x, w, targets)
+            runs.append((loss, *backward(torch.ones(()), (True, True, False))[:2]))
+    truth = (twin.detach(), *(v.grad for v in exact))
+    for whole, chunks, c in zip(*runs, truth, strict=True):
+        assert chunks.dtype == torch.float32
+        assert_within_envelope(chunks, whole, c, "in chunks")
 
 
 # ---- copies of weights ---------------------------------------------------------------------------

@@ -4,6 +4,8 @@ Against the reference ops the table of test_overrides.py holds them, in bfloat16
 test_torch_bfloat16.py; optimizers, CUDA's branches: test_torch_updates.py, test_torch_cuda.py.
 """
 
+from itertools import permutations
+
 import pytest
 from examples import examples
 from hypothesis import given
@@ -24,8 +26,9 @@ from nplm.parity.tolerances import (
 
 torch = pytest.importorskip("torch", reason="the judge is PyTorch: pip install torch")
 
-from nplm.backend.torch_kernels import attention, head, prefer_attention  # noqa: E402
+from nplm.backend.torch_kernels import attention, head, loss, prefer_attention  # noqa: E402
 from nplm.backend.torch_kernels import attention_choice as choice  # noqa: E402
+from nplm.backend.torch_kernels.sinks import TorchSink  # noqa: E402
 
 pytestmark = pytest.mark.op
 
@@ -109,7 +112,7 @@ def head_run(reduction, budget, monkeypatch, ignored=(1, 6), record=True):
         loss.backward(0.7)
     twin_x, twin_w = (v.array.clone().requires_grad_(True) for v in (x, w))
     twin = torch.nn.functional.cross_entropy(twin_x @ twin_w.T, t, reduction=reduction)
-    twin.backward(torch.tensor(0.7, dtype=torch.float64))
+    twin.backward(torch.full_like(twin, 0.7))
     return (loss, x.grad, w.grad), (twin, twin_x.grad, twin_w.grad)
 
 
@@ -138,6 +141,65 @@ def test_chunks_make_no_gradients_where_nothing_is_recorded(monkeypatch):
     assert_close(loss.array, twin, FORMULA_64)
 
 
+def test_losses_of_single_tokens_are_made_in_chunks_where_nothing_is_recorded(monkeypatch):
+    made, whole = [], head.log_probabilities
+    monkeypatch.setattr(
+        head, "log_probabilities", lambda x, owned: made.append(len(x)) or whole(x, owned=owned)
+    )
+    with nplm.no_grad():
+        (losses, *_), (twin, *_) = head_run("none", 4 * 7 * 4, monkeypatch, record=False)
+    assert made == [4, 4, 3]
+    assert_close(losses.array, twin, FORMULA_64)
+
+
+def test_rows_that_are_worked_off_in_parts_are_all_worked_off(monkeypatch):
+    monkeypatch.setattr(loss, "_CHUNK", 7 * 4)
+    logits = torch.randn(11, 7, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 7, (11,))
+    targets[9] = -100
+    torch.nn.functional.cross_entropy(logits, targets).backward()
+    given = (logits.detach(), targets)
+    _, backward = choose("cross_entropy", XP, given, {})(XP, *given)
+    assert_close(backward(torch.ones((), dtype=torch.float64))[0], logits.grad, FORMULA_64)
+
+
+# ---- sinks ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_sink_adds_up_whatever_comes_first_in_float32_and_alters_nothing_that_is_lent(kept):
+    generator = torch.Generator().manual_seed(0)
+    lent, a, b, values = (
+        torch.randn(shape, generator=generator) for shape in [(3, 4), (3, 5), (5, 4), (6, 4)]
+    )
+    before, low, ids = lent.clone(), lent.bfloat16(), torch.tensor([2, 0, 2, 2, 1, 0])
+    arrivals = {
+        "lent": lambda sink: sink.add(lent),
+        "bfloat16": lambda sink: sink.take(low.clone()),
+        "product": lambda sink: sink.add_product(a, b),
+        "rows": lambda sink: sink.add_rows(ids, values, (3, 4)),
+    }
+    total = lent + low + a @ b + torch.zeros(3, 4).index_add_(0, ids, values)
+    for order in permutations(arrivals):
+        memory = torch.full((3, 4), torch.nan) if kept else None
+        sink = TorchSink(lent, memory)
+        for name in order:
+            arrivals[name](sink)
+        assert sink.array.dtype == torch.float32
+        assert sink.array is memory or not kept
+        assert_close_at_scale(sink.array, total, ROUNDING_32, 1.0, f"{order}")
+        assert torch.equal(lent, before)
+
+
+@pytest.mark.parametrize("padding", [None, 1])
+def test_a_row_of_padding_gets_no_gradient_in_a_sink_either(padding):
+    ids, w, dy = torch.tensor([[1, 2, 1], [0, 1, 3]]), torch.randn(4, 3), torch.randn(2, 3, 3)
+    options, sink = {"padding_idx": padding}, TorchSink(w)
+    for _ in range(2):
+        _, backward = choose("embedding", XP, (ids, w), options)(XP, ids, w, **options)
+        assert backward(dy, (False, sink)) == (None, None)
+    _, dw = OPS["embedding"].raw(XP, ids, w, **options)[1](dy, (False, True))
+    assert_close(sink.array, 2 * dw, KERNEL_32)
+
+
 # ---- gradients that lie side by side -------------------------------------------------------------
 def test_swiglu_hands_the_layer_below_one_array(monkeypatch):
     x = torch.randn(3, 4, 10)
@@ -149,6 +211,15 @@ def test_swiglu_hands_the_layer_below_one_array(monkeypatch):
     assert torch.equal(whole, torch.cat(dys, -1))
     (swapped,) = back(dys[::-1])
     assert torch.equal(swapped, torch.cat(dys[::-1], -1))
+
+
+def test_halves_of_two_arrays_are_not_taken_for_one():
+    x = torch.randn(3, 10)
+    pieces, back = choose("split", XP, (x,), {})(XP, x, [5, 5], -1)
+    swiglu = choose("swiglu", XP, pieces, {})
+    (first, _), (_, second) = (swiglu(XP, *pieces)[1](torch.randn(3, 5)) for _ in range(2))
+    (whole,) = back((first, second))
+    assert torch.equal(whole, torch.cat((first, second), -1))
 
 
 def test_split_joins_heads_in_the_memory_order_of_their_layer():

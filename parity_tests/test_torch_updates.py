@@ -111,6 +111,12 @@ def test_a_norm_of_both_dtypes_has_the_wider_one():
     assert_equals_the_reference("total_norm_", lists, {"order": 2.0}, KERNEL_32)
 
 
+def test_norms_of_bfloat16_are_left_to_the_reference():
+    """torch's kernel rounds every tensor's norm to 8 bits before they are added up."""
+    lists = [[torch.zeros(())], [x.bfloat16() for x in drawn(torch.float32, 0)]]
+    assert choose("total_norm_", XP, tuple(lists), {"order": 2.0}) is None
+
+
 @pytest.mark.parametrize("what", ["gaps", "twice", "another dtype", "bfloat16"])
 def test_what_a_fused_kernel_would_do_wrong_is_left_to_the_reference(what):
     lists = adam_lists(torch.float32)

@@ -123,7 +123,6 @@ class _Captured:
 
     def __init__(self, module: Any, name: str, state: _State) -> None:
         self.module, self.name, self.state = module, name, state
-        self.structure = name if name == "loss" else repr(module)  # what a pair belongs to
 
     def __call__(self, *inputs: Tensor, **options: Any) -> Any:
         found = None if options else self.compiled(inputs, recompute=False)
@@ -189,7 +188,9 @@ class _Captured:
         """(the compiled pair for these inputs, the masks that it asks for), compiled now if need
         be; None if it cannot be."""
         rates = _dropout_rates(self.module)
-        key = (self.structure, recompute, self.module.training, rates, needs, flags.autocast,
+        # Asked anew: a setting (an activation, an eps) may have changed since the last call.
+        structure = self.name if self.name == "loss" else repr(self.module)
+        key = (structure, recompute, self.module.training, rates, needs, flags.autocast,
                tuple((tuple(x.shape), x.stride(), x.dtype, x.device) for x in arrays))  # fmt: skip
         found = self.state.pairs.get(key)
         if found is None and self.state.level != "off":
@@ -292,7 +293,7 @@ def accumulate_in_graphs(
 ) -> Tensor | None:
     """What `accumulate_on_torch` does, by replaying CUDA graphs; None at other levels."""
     state = _states.get(model)
-    if state is None or state.level != "graph":
+    if state is None or state.level != "graph" or flags.reference:
         return None
     if why := _spoiler(model):
         state.fall_back("off", why)
@@ -314,7 +315,9 @@ def accumulate_in_graphs(
     if not state.graphs.takes(window, parameters):
         return None
     try:
-        found: Tensor = state.graphs.accumulate(window, shares, list(model.parameters()))
+        found: Tensor = state.graphs.accumulate(
+            window, shares, list(model.parameters()), repr(model)
+        )
     except BackendError as error:  # before the first window is done: nothing has been added
         state.fall_back("region", str(error))
         state.drop_graphs()

@@ -77,15 +77,17 @@ class Graphs:
         self.known: dict[Any, MicroBatch] = {}
 
     def accumulate(
-        self, window: Sequence[Batch], shares: Sequence[float], every: Sequence[Any]
-    ) -> Tensor:
+        self, window: Sequence[Batch], shares: Sequence[float], every: Sequence[Any],
+        structure: str = "",
+    ) -> Tensor:  # fmt: skip
         """The window's gradient in the `.grad` of every parameter that trains, and its loss, ().
 
         every       all parameters of the model: a graph reads the frozen ones too
+        structure   the model's settings in words: after a change it is recorded anew
         """
         first = window[0]
         # Kernels know addresses: a graph is right as long as everything is where it was.
-        key = (first.inputs.shape, flags.autocast,
+        key = (first.inputs.shape, flags.autocast, structure,
                tuple((p.array.data_ptr(), p.requires_grad) for p in every))  # fmt: skip
         step = self.known.get(key)
         if step is None:
@@ -148,7 +150,8 @@ class RecordedAdam:
         arrays = [[t.array for t in tensors] for tensors in lists]
         key = (tuple(x.data_ptr() for each in arrays for x in each), tuple(fixed.values()))
         before, self.met[key[0][0]] = self.met.get(key[0][0]), key
-        if key not in self.known and (key != before or params[0].dtype != float32):
+        unknown = key not in self.known and (key != before or params[0].dtype != float32)
+        if unknown or flags.reference:
             adam_update(*lists, steps, lr=group["lr"], **fixed)
             return
         try:
