@@ -15,6 +15,7 @@ from test_ops_parity import as_float32, as_torch, outputs, random_like, run_twin
 
 import nplm
 from nplm.autograd.op import OPS, OVERRIDES, choose
+from nplm.backend import capture as compiler
 from nplm.backend import namespace_for
 from nplm.parity.tolerances import (
     FORMULA_64,
@@ -351,3 +352,21 @@ def test_rope_keeps_the_layout_of_heads():
     )
     assert y.stride() == q.stride()
     assert_close_at_scale(backward(y)[0], q, ROUNDING_32, 1.0, "turned forth and back")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_is_as_long_a_program_for_a_large_vocabulary(dtype):
+    """Chunks that keep an array in the cache would each copy it, once they are compiled."""
+    lengths = []
+    for size in (65, 20_000):
+        x, w = torch.randn(64, 8, dtype=dtype), torch.randn(size, 8)
+        targets = torch.arange(64)
+
+        def body(x, w, targets=targets):
+            with nplm.autocast("torch:cpu", enabled=dtype == torch.bfloat16):
+                loss, backward = head.linear_cross_entropy(None, x, w, targets, reduction="sum")
+            return loss, lambda dy: backward(dy, (True, True))[:2]
+
+        graph, *_ = compiler._trace(body, [x, w])
+        lengths.append(len(graph.graph.nodes))
+    assert lengths[0] == lengths[1]

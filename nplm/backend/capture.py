@@ -7,6 +7,7 @@ and what happens where this torch cannot: everything here raises CaptureError th
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,6 +50,19 @@ class Pair:
         saved.clear()
         found = iter(self._backward(*arguments))
         return [next(found) if there else None for there in self._grads]
+
+
+class _Here(threading.local):
+    tracing = False
+
+
+_here = _Here()
+
+
+def is_tracing() -> bool:
+    """Whether what runs on this thread is being traced: then a kernel shall write for a compiler,
+    which fuses whole expressions and copies an array for every part that is written in place."""
+    return _here.tracing
 
 
 def compile_pair(body: Body, arrays: Sequence[torch.Tensor], recompute: bool = False) -> Pair:
@@ -101,10 +115,14 @@ def _trace(
     del value, backward
     # Functional: a write in place inside of a backward may cross the cut between the halves, and
     # gradients would be NaN beside a right loss.
-    graph = make_fx(
-        torch.func.functionalize(joint), select_decomp_table(), tracing_mode="fake",
-        _allow_non_fake_inputs=True,
-    )(list(arrays), [tangent])  # fmt: skip
+    _here.tracing = True
+    try:
+        graph = make_fx(
+            torch.func.functionalize(joint), select_decomp_table(), tracing_mode="fake",
+            _allow_non_fake_inputs=True,
+        )(list(arrays), [tangent])  # fmt: skip
+    finally:
+        _here.tracing = False
     return graph, _lift_constants(graph), grads
 
 

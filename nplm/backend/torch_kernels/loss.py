@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from nplm.autograd.op import override
+from nplm.backend.capture import is_tracing
 from nplm.backend.torch_kernels.precision import wide
 
 aten = torch.ops.aten
@@ -51,12 +52,15 @@ def row_scales(dy, targets, ignore_index, norm):
 
 
 def gradient_in_place(logp, targets, scale, dtype):
-    """(p - onehot) scale, in place of logp (N, V), or in a new array of another `dtype`.
+    """(p - onehot) scale, in place of logp (N, V); a new array in another `dtype`, or traced.
 
     targets (N,) int64, in [0, V) or ignored, with scale (N, 1) 0 for those.
     """
-    out = logp if logp.dtype == dtype else torch.empty_like(logp, dtype=dtype)
     places = targets.clamp(0, logp.shape[1] - 1).unsqueeze(1)
+    if is_tracing():
+        hits = torch.arange(logp.shape[1], device=logp.device) == places
+        return ((logp.exp() - hits.to(logp.dtype)) * scale).to(dtype)
+    out = logp if logp.dtype == dtype else torch.empty_like(logp, dtype=dtype)
     minus = torch.full_like(scale, -1.0)
 
     def rows(*of):
