@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-for _name, _examples in {"default": 40, "all": 100}.items():  # see examples.py
+for _name, _examples in {"default": 25, "all": 100}.items():  # see examples.py
     settings.register_profile(
         _name,
         max_examples=_examples,

@@ -1,4 +1,4 @@
-"""How many examples hypothesis draws: all of them on request, two of five in an everyday run.
+"""How many examples hypothesis draws: all of them on request, a quarter in an everyday run.
 
 `pytest --hypothesis-profile=all` draws every example. An everyday run draws others each time, so
 what it leaves out today it may draw tomorrow.

@@ -225,6 +225,7 @@ def compare_bits():
     print("equal")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="only there can torch run without FMA"
 )

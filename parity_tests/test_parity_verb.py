@@ -58,7 +58,12 @@ def outcome(capsys, *words):
 
 
 # ---- the exit code -------------------------------------------------------------------------------
-@pytest.mark.parametrize("level", [*TABLES, *RUNS])
+# All ops take ten seconds; test_parity_ops.py runs them in an everyday run.
+LEVELS = [pytest.param(level, marks=[pytest.mark.slow] * (level == "ops")) for level in
+          (*TABLES, *RUNS)]  # fmt: skip
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.usefixtures("judged_once")
 def test_every_level_is_equal_on_a_healthy_build(capsys, level):
     code, out = outcome(capsys, level, *SHORT)
@@ -67,7 +72,7 @@ def test_every_level_is_equal_on_a_healthy_build(capsys, level):
     assert out.count("equal: ") == 1
 
 
-@pytest.mark.parametrize("level", [*TABLES, *RUNS])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_level_sees_a_wrong_op(capsys, level, broken):
     code, out = outcome(capsys, level, *SHORT)
     assert code == 1

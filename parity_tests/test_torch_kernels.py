@@ -4,6 +4,7 @@ Against the reference ops the table of test_overrides.py holds them, in bfloat16
 test_torch_bfloat16.py; optimizers, CUDA's branches: test_torch_updates.py, test_torch_cuda.py.
 """
 
+import shutil
 from itertools import permutations
 
 import pytest
@@ -370,3 +371,15 @@ def test_a_head_is_as_long_a_program_for_a_large_vocabulary(dtype):
         graph, *_ = compiler._trace(body, [x, w])
         lengths.append(len(graph.graph.nodes))
     assert lengths[0] == lengths[1]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="Inductor compiles C++ on the CPU: install g++")
+def test_a_compiled_backward_drops_each_argument_once_it_has_read_it():
+    """Held to the end, the logits of a large vocabulary would lie beside their gradient."""
+    x, w = torch.randn(8, 8), torch.randn(8, 8)
+    pair = compiler.compile_pair(lambda x, w: (x @ w, lambda dy: (dy @ w.t(), x.t() @ dy)), [x, w])
+    _, saved = pair.forward([x, w])
+    arguments = [*saved, torch.ones(8, 8)]
+    found = pair._backward(arguments)
+    assert arguments == []
+    assert torch.equal(found[1], x.t() @ torch.ones(8, 8))

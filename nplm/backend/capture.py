@@ -48,7 +48,7 @@ class Pair:
         """One gradient for each array of the forward; empties `saved`: it is free then."""
         arguments = [*saved, dy.contiguous()]
         saved.clear()
-        found = iter(self._backward(*arguments))
+        found = iter(self._backward(arguments))
         return [next(found) if there else None for there in self._grads]
 
 
@@ -129,7 +129,10 @@ def _trace(
 def _private_halves(
     graph: torch.fx.GraphModule, inputs: list[torch.Tensor], recompute: bool
 ) -> tuple[Any, Any]:
-    """The two halves by torch's partitioner (the smallest cut between them) and Inductor."""
+    """The two halves by torch's partitioner (the smallest cut between them) and Inductor.
+
+    The second takes a list and empties it as it goes.
+    """
     import torch._functorch.config as functorch_config
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.compile_fx import compile_fx
@@ -140,7 +143,23 @@ def _private_halves(
     forward, backward = (
         compile_fx(half, [node.meta["val"] for node in _placeholders(half)]) for half in halves
     )
-    return forward, backward
+    return forward, _emptying(backward)
+
+
+def _emptying(compiled: Any) -> Any:
+    """A compiled function that takes a list and drops each argument once it has been read.
+
+    What `compile_fx` returns does so too, but inside of a wrapper that holds all arguments to the
+    end: for a head, logits beside their gradient. Where there is no such wrapper, all are held.
+    """
+    inner = getattr(compiled, "__wrapped__", None)
+    code, cells = getattr(inner, "__code__", None), getattr(inner, "__closure__", None)
+    held = dict(zip(code.co_freevars, cells)) if code is not None and cells is not None else {}
+    if "compiled_fn" in held and not held["params_buffers_flat"].cell_contents:
+        boxed = held["compiled_fn"].cell_contents
+        if getattr(boxed, "_boxed_call", False):
+            return boxed
+    return lambda arguments: compiled(*arguments)
 
 
 def _public_halves(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> tuple[Any, Any]:
@@ -160,7 +179,7 @@ def _public_halves(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> t
     compiled = torch.compile(forward, fullgraph=True), torch.compile(backward, fullgraph=True)
     value, *saved = compiled[0](*inputs)  # compiled by the first call: now, so that errors are here
     compiled[1](*saved, torch.zeros_like(value))
-    return compiled
+    return compiled[0], lambda arguments: compiled[1](*arguments)
 
 
 def _placeholders(graph: torch.fx.GraphModule) -> list[Any]:
