@@ -1,4 +1,4 @@
-"""Dropout's masks: drawn once for all rows and shared out over threads, or handed in (at the end).
+"""Dropout's masks: drawn once for all rows and shared out over threads; or handed in.
 
 The random stream does not know about threads: the k-th mask of a step is the k-th that the whole
 batch would have drawn, so masks (and torch's) are the same for any number of shards.
