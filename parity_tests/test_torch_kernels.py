@@ -4,6 +4,7 @@ Against the reference ops the table of test_overrides.py holds them, in bfloat16
 test_torch_bfloat16.py; optimizers, CUDA's branches: test_torch_updates.py, test_torch_cuda.py.
 """
 
+import functools
 import shutil
 from itertools import permutations
 
@@ -383,3 +384,14 @@ def test_a_compiled_backward_drops_each_argument_once_it_has_read_it():
     found = pair._backward(arguments)
     assert arguments == []
     assert torch.equal(found[1], x.t() @ torch.ones(8, 8))
+
+
+def test_a_compiled_function_in_another_wrapper_is_called_as_it_stands():
+    """As another torch may have it: what is not known is not opened."""
+
+    def holding(compiled_fn, params_flat):
+        return lambda *arguments: (compiled_fn, params_flat, arguments)
+
+    inner = holding("never called", [])
+    for compiled in (inner, functools.wraps(inner)(lambda *a: inner(*a)), lambda *a: (0, 0, a)):
+        assert compiler._emptying(compiled)([1, 2])[2] == (1, 2)

@@ -150,14 +150,15 @@ def _emptying(compiled: Any) -> Any:
     """A compiled function that takes a list and drops each argument once it has been read.
 
     What `compile_fx` returns does so too, but inside of a wrapper that holds all arguments to the
-    end: for a head, logits beside their gradient. Where there is no such wrapper, all are held.
+    end: for a head, logits beside their gradient. Where there is no such wrapper, or another (of
+    another torch), all are held.
     """
     inner = getattr(compiled, "__wrapped__", None)
     code, cells = getattr(inner, "__code__", None), getattr(inner, "__closure__", None)
     held = dict(zip(code.co_freevars, cells)) if code is not None and cells is not None else {}
-    if "compiled_fn" in held and not held["params_buffers_flat"].cell_contents:
+    if held.keys() == {"compiled_fn", "params_buffers_flat"}:
         boxed = held["compiled_fn"].cell_contents
-        if getattr(boxed, "_boxed_call", False):
+        if not held["params_buffers_flat"].cell_contents and getattr(boxed, "_boxed_call", False):
             return boxed
     return lambda arguments: compiled(*arguments)
 
