@@ -21,6 +21,8 @@ from nplm.backend.threads import in_parts
 # them, large enough that two threads seldom wait for the interpreter.
 TILE = 1 << 17
 BLOCK = 1 << 13  # terms of one dot product: from 10,000 on OpenBLAS would use threads of its own
+LONG = 1 << 20  # elements of a part, where one operation is all that is done with them: waking
+# another thread, which takes 100 microseconds or more, pays from there on
 
 
 # ---- runs and tiles ------------------------------------------------------------------------------
@@ -113,10 +115,10 @@ def _joined(neighbours: list[list[Any]]) -> list[np.ndarray]:
     return [x.base[start : start + n] for x, start in zip(firsts, starts)]
 
 
-def over_tiles(them: list[Run], body: Callable[..., None]) -> None:
+def over_tiles(them: list[Run], body: Callable[..., None], least: int = TILE) -> None:
     """Call `body(key, *arrays)` on every tile of every run, all elements divided over the threads.
 
-    An array of several axes, which has gaps, is one tile.
+    A thread has at least `least` elements. An array of several axes, which has gaps, is one tile.
     """
 
     def part(low: int, high: int) -> None:  # of the elements of all runs in a row
@@ -131,7 +133,7 @@ def over_tiles(them: list[Run], body: Callable[..., None]) -> None:
                 body(key, *arrays)
             begin = end
 
-    in_parts(sum(run.arrays[0].size for run in them), part, TILE)
+    in_parts(sum(run.arrays[0].size for run in them), part, least)
 
 
 def _alike(params: list[np.ndarray], *lists: list[Any], **options: Any) -> bool:
@@ -243,7 +245,7 @@ def total_norm_(xp, totals, tensors, *, order):
         def part(i, j, rows=blocks, out=sums):
             np.vecdot(rows[i:j], rows[i:j], out=out[i:j])
 
-        in_parts(len(blocks), part, 16)
+        in_parts(len(blocks), part, LONG // BLOCK)
         rest = x[blocks.size :]
         squares += float(sums.sum(dtype=np.float64)) + float(np.vecdot(rest, rest))
     # Rounded before the root is taken: what is too large for the dtype is infinite, as elsewhere.
@@ -258,4 +260,5 @@ def scale_(xp, tensors, factors):
     """nn.utils.scale_: on threads, and not at all by 1, which would change no bit."""
     (factor,) = factors
     if factor != 1:
-        over_tiles(runs([None] * len(tensors), tensors), lambda _, x: np.multiply(x, factor, out=x))
+        scale = lambda _, x: np.multiply(x, factor, out=x)  # noqa: E731
+        over_tiles(runs([None] * len(tensors), tensors), scale, LONG)
