@@ -185,7 +185,8 @@ def test_thousands_of_draws_in_random_sequence_have_torchs_bits_and_end_at_its_p
     run()
     print(f"{sum(seen.values())} calls, {kept_when_handed} handed on with a kept normal: {seen}")
     assert sum(seen.values()) >= share * SEQUENCES * SHORTEST
-    assert min(seen[name] for name in KINDS | MOVES) >= share * 50, seen
+    least = 50 if share == 1 else 3  # of few draws the rarest scatter
+    assert min(seen[name] for name in KINDS | MOVES) >= least, seen
     assert kept_when_handed >= share * 50
 
 
