@@ -75,10 +75,11 @@ def assert_equal(one, two, tolerance=THEOREM_64):
     rows=st.lists(st.integers(1, 7), min_size=1, max_size=3), n=st.integers(1, 4),
     seed=st.integers(0, 99), dropout=st.sampled_from([0.0, 0.3]),
     normalise=st.sampled_from(["token", "microbatch"]), fused=st.booleans(), large=st.booleans(),
-    reference=st.booleans(), changes=st.sampled_from([{}, LLAMA, {"tied": False, "bias": True}]),
+    reference=st.booleans(), apart=st.booleans(),
+    changes=st.sampled_from([{}, LLAMA, {"tied": False, "bias": True}]),
 )  # fmt: skip
 def test_any_number_of_threads_has_the_gradient_of_one(
-    rows, n, seed, dropout, normalise, fused, large, reference, changes
+    rows, n, seed, dropout, normalise, fused, large, reference, apart, changes
 ):
     model = model_of(dropout=dropout, **changes)
     window = window_of(rows, seed=seed)
@@ -89,6 +90,7 @@ def test_any_number_of_threads_has_the_gradient_of_one(
         )
     limit = 4 if large else 1 << 12
     with pytest.MonkeyPatch.context() as patch, nplm.reference() if reference else nullcontext():
+        patch.setattr("nplm.train.buffers.APART", 1 << 22 if apart else 0)
         patch.setattr(shards, "LARGE_TABLE", limit)
         patch.setattr("nplm.autograd.sinks.LARGE_TABLE", limit)
         expected = outcome(model, window, 1, divided=False, **options)
@@ -115,10 +117,11 @@ def test_a_divided_batch_runs_on_as_many_threads_as_it_has_shards(monkeypatch):
         assert sorted(seen) == parts
 
 
-def test_the_same_number_of_threads_gives_the_same_bits():
+def test_the_same_number_of_threads_gives_the_same_bits(monkeypatch):
     model = model_of(dtype="float32", dropout=0.2)
     window = window_of([6, 5])
-    for n in (1, 2, 3):
+    for n, apart in [(1, 0), (2, 0), (3, 0), (2, 1 << 22), (3, 1 << 22)]:
+        monkeypatch.setattr("nplm.train.buffers.APART", apart)
         first = outcome(model, window, n)
         for _ in range(5):
             assert_equal(outcome(model, window, n), first, EXACT)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nplm.train import processes
 from nplm.train.run import blas
 
 # Variables that choose a library's kernels: a BLAS held to older instructions is half as fast.
@@ -50,16 +51,28 @@ def numpy_blas() -> str:
 
 
 def peak_bytes() -> int:
-    """The most resident memory that this process ever had.
+    """The most resident memory that this process ever had, and what its workers have besides.
 
     Linux counts it by process image (VmHWM); `ru_maxrss` would give a child its parent's peak.
     """
-    return _status("VmHWM") or _maxrss()
+    return (_status("VmHWM") or _maxrss()) + _workers_bytes()
 
 
 def resident_bytes() -> int:
-    """The resident memory of this process now; its peak where the system does not tell."""
-    return _status("VmRSS") or _maxrss()
+    """The resident memory of this process and its workers now; the peak where no system tells."""
+    return (_status("VmRSS") or _maxrss()) + _workers_bytes()
+
+
+def _workers_bytes() -> int:
+    """What the workers of this process (train/processes.py) share with nobody."""
+    total = 0
+    for pid in processes.pids():
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has ended
+            continue
+        total += sum(int(x.split()[1]) * 1024 for x in lines if x.startswith("Private_"))
+    return total
 
 
 def _status(name: str) -> int:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from nplm.autograd.factory import tensor
 from nplm.autograd.graph import flags
-from nplm.autograd.sinks import LARGE_TABLE, ShardSink, SharedSink, Sink, SinkStore
+from nplm.autograd.sinks import LARGE_TABLE, SinkStore
 from nplm.autograd.tensor import Tensor
 from nplm.backend import numpy as numpy_namespace
 from nplm.backend import threads
@@ -27,7 +27,8 @@ from nplm.nn.layers import Linear
 from nplm.nn.module import Module
 from nplm.nn.utils import device_of
 from nplm.ops import masks
-from nplm.train import torch_steps
+from nplm.train import processes, torch_steps
+from nplm.train.buffers import ApartBuffer, Buffer, buffer_of
 
 if TYPE_CHECKING:
     from nplm.train.accumulation import LossFunction
@@ -82,78 +83,6 @@ def headless(model: Any) -> bool:
     return len(owners) == 1 and None not in owners and plain and "forward" not in vars(model)
 
 
-def _memory(p: Any) -> Any:
-    """The array that a parameter's array is a part of, or itself."""
-    return p.array if p.array.base is None else p.array.base
-
-
-# ---- the buffer ----------------------------------------------------------------------------------
-class Buffer:
-    """A flat gradient buffer, in it a Sink for every parameter, and each shard's side of it.
-
-    The order is that of the parameters' memory, so that flat parameters have flat gradients.
-    """
-
-    def __init__(self, parameters: list[Any], n: int) -> None:
-        first: dict[int, int] = {}  # of each flat buffer: a parameter that lies in it
-        for i, p in enumerate(parameters):
-            first.setdefault(id(_memory(p)), i)
-        place = lambda p: (first[id(_memory(p))], p.array.__array_interface__["data"][0])  # noqa: E731
-        self.parameters = sorted(parameters, key=place)
-        self.arrays = [p.array for p in self.parameters]  # another array there: another buffer
-        ends = np.cumsum([0] + [p.array.size for p in self.parameters]).tolist()
-        # Not zeroed, so what nobody writes (a frozen parameter's gradient) never becomes memory.
-        flat = np.empty(ends[-1], self.arrays[0].dtype)
-        views = [flat[a:b].reshape(p.shape) for p, a, b in zip(self.parameters, ends, ends[1:])]
-        self.n = n
-        # By shard: its sinks, in the order of the parameters. A shard that is alone has no order
-        # to keep with others, and writes to the buffer's own.
-        self.sides: list[list[ShardSink]] = []
-        self.sinks: Sequence[Sink] = [Sink(view) for view in views]
-        if n > 1:
-            self.sinks = shared = [SharedSink(view, n) for view in views]
-            self.sides = [[ShardSink(sink, i) for sink in shared] for i in range(n)]
-        self.gradients = [Tensor(view) for view in views]
-
-    def fits(self, parameters: list[Any], n: int) -> bool:
-        """Whether it was made for these arrays and so many shards."""
-        alike = set(map(id, parameters)) == set(map(id, self.parameters))
-        now = [p.array for p in self.parameters]
-        return self.n == n and alike and all(a is b for a, b in zip(now, self.arrays))
-
-    def side(self, shard: int) -> dict[Any, Sink]:
-        """The sinks of one shard by parameter."""
-        return dict(zip(self.parameters, self.sides[shard] if self.sides else self.sinks))
-
-    def empty(self) -> None:
-        """Forget what is in it."""
-        for sink, *sides in zip(self.sinks, *self.sides):
-            sink.empty(sides)
-
-    def settle(self) -> None:
-        """Add what still waits in any shard; no shard is at work."""
-        for sink, *sides in zip(self.sinks, *self.sides):
-            sink.settle(sides)
-
-    def hand_over(self) -> None:
-        """Every parameter that got a gradient has it in `.grad`: a view of the buffer."""
-        for p, sink, gradient in zip(self.parameters, self.sinks, self.gradients):
-            if sink.filled:
-                p._grad = gradient  # not `p.grad`, which checks what it is given
-
-
-_buffers: WeakKeyDictionary[Module, Buffer] = WeakKeyDictionary()
-
-
-def buffer_of(model: Module, parameters: list[Any], n: int) -> Buffer:
-    """The model's buffer for `n` shards: made once, and again when its arrays change."""
-    buffer = _buffers.get(model)
-    if buffer is None or not buffer.fits(parameters, n):
-        buffer = _buffers[model] = Buffer(parameters, n)
-    buffer.empty()
-    return buffer
-
-
 # ---- modes ---------------------------------------------------------------------------------------
 Modes = tuple[bool, bool]
 
@@ -183,7 +112,7 @@ class _Shard:
         shared: masks.SharedMasks, i: int,
     ) -> None:  # fmt: skip
         self.model, self.loss_fn, self.i, self.n = model, loss_fn, i, buffer.n
-        sinks = buffer.side(i)
+        sinks = dict(zip(buffer.parameters, buffer.side(i)))
         self.by_leaf = {p.node: sink for p, sink in sinks.items() if p.node is not None}
         self.store = SinkStore(sinks)
         self.masks = masks.ShardOfMasks(shared)
@@ -271,20 +200,38 @@ def accumulate_in_shards(
 
     keep_freed_memory()
     with threads.one_blas_thread():
-        if loss_fn is None and model.head.weight.shape[0] > LARGE_TABLE:
+        large = loss_fn is None and model.head.weight.shape[0] > LARGE_TABLE
+        by_shard = None
+        if loss_fn is None and not large and isinstance(buffer, ApartBuffer):
+            work = partial(_in_a_process, model, buffer)
+            request = modes, batches, shares
+            by_shard = processes.team_of(buffer).accumulate(model, buffer, work, request)
+        if large:
             losses = [
                 _with_large_head(batch, share, shards, buffer, everywhere)
                 for batch, share in zip(batches, shares)
             ]
         else:
-            everywhere("whole", [batches] * n, [shares] * n)
-            losses = [sum(parts[1:], parts[0]) for parts in zip(*(s.losses for s in shards))]
+            if by_shard is None:
+                everywhere("whole", [batches] * n, [shares] * n)
+                by_shard = [shard.losses for shard in shards]
+            losses = [sum(parts[1:], parts[0]) for parts in zip(*by_shard)]
     buffer.settle()
     buffer.hand_over()
     for shard in shards:  # leaves of the loss function's own
         for leaf, gradient in shard.store.items():
             leaf.accumulate(gradient)
     return tensor(np.asarray(sum(loss * share for loss, share in zip(losses, shares))))
+
+
+def _in_a_process(
+    model: Any, buffer: Buffer, i: int, modes: Modes, batches: Sequence[Batch],
+    shares: Sequence[float],
+) -> list[Array]:  # fmt: skip
+    """Shard i's part of a window where nobody shares its masks: it draws them as all others do."""
+    shard = _Shard(model, None, buffer, masks.SharedMasks(1), i)
+    shard.here(modes, shard.whole, batches, shares)
+    return shard.losses
 
 
 def _with_large_head(
