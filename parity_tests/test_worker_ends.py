@@ -217,16 +217,20 @@ def test_a_fork_of_the_program_trains_on_its_own(tmp_path):
     more = """
         ones = np.ones((4, 8), int)
         expected = {k: np.array(p.grad.numpy()) for k, p in model.named_parameters()}
-        pid = os.fork()
-        while pid == 0:  # until it is killed
+        parent, pid = os.getpid(), os.fork()
+        while pid == 0:  # until it is killed, or nobody is there to do so
             model.zero_grad()
             accumulate(Window([Batch(ones, ones)]), model)
-        for _ in range(200):
-            model.zero_grad()
-            accumulate(Window([Batch(ids, ids)]), model)
-            for k, p in model.named_parameters():
-                np.testing.assert_array_equal(p.grad.numpy(), expected[k])
-        os.kill(pid, 9)
+            if os.getppid() != parent:
+                os._exit(0)
+        try:
+            for _ in range(200):
+                model.zero_grad()
+                accumulate(Window([Batch(ids, ids)]), model)
+                for k, p in model.named_parameters():
+                    np.testing.assert_array_equal(p.grad.numpy(), expected[k])
+        finally:
+            os.kill(pid, 9)
         print("equal", len(team.workers))
     """
     done, _ = run_program(tmp_path, more)
