@@ -238,6 +238,19 @@ def test_a_fork_of_the_program_trains_on_its_own(tmp_path):
     assert done.stdout.split()[1:] == ["equal", "1"]
 
 
+def test_no_signal_stays_blocked():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    model = model_of()
+    (worker,) = start(model).workers
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    (mask,) = [
+        line.split()[1]
+        for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+        if line.startswith("SigBlk:")
+    ]
+    assert int(mask, 16) == 0
+
+
 def test_a_signal_handler_of_the_program_does_not_run_in_workers():
     seen = []
     before = signal.signal(signal.SIGTERM, lambda *a: seen.append(os.getpid()))

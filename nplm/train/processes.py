@@ -75,6 +75,8 @@ class Team:
         """Fork; the workers are there when `are_there` says so."""
         self.forks, self.state, self.started = self.forks + 1, state, time.monotonic()
         self.weights = buffer.views(shared_memory(buffer.size, buffer.dtype))
+        # A handler of the program's must not run in a fork, nor end this between two steps.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             for i in range(1, buffer.n):
                 here, there = Pipe()
@@ -87,7 +89,9 @@ class Team:
                 self.workers.append(_Worker(pid, here))
         except OSError:  # no more processes or files for this user
             self.give_up()
-        self.waiting = list(self.workers)
+        finally:
+            self.waiting = list(self.workers)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def are_there(self) -> bool:
         """Whether every worker has said so.  Whoever was forked at a bad moment (beside a thread
@@ -232,6 +236,7 @@ def _leave_the_parent_alone(mine: int) -> None:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nowhere, fd)
