@@ -183,6 +183,7 @@ def test_the_table_of_a_run_is_what_was_measured(name):
     assert rows[1:] == list(NUMBERS[name].items())
 
 
+@pytest.mark.slow
 def test_the_figures_and_numbers_can_be_made_again(tmp_path):
     pytest.importorskip("matplotlib", reason="it draws the figures: pip install matplotlib")
     command = [sys.executable, "-m", "benchmarks.strategies", "--steps", "4", "--out", tmp_path]

@@ -1,7 +1,7 @@
 """A window of micro-batches over threads: every shard has rows of each batch and a tape of its own.
 
-Read accumulation.py before; the gradient is the same sum.  All shards write into one flat buffer,
-in an order that autograd/sinks.py keeps: bits depend on the number of shards alone.
+Read accumulation.py before; the gradient is the same sum, in flat memory (buffers.py), added in an
+order that depends on the number of shards alone.  Those of a small model may be processes.
 """
 
 from __future__ import annotations
