@@ -253,14 +253,15 @@ def test_no_signal_stays_blocked():
 
 def test_a_signal_handler_of_the_program_does_not_run_in_workers():
     seen = []
-    before = signal.signal(signal.SIGTERM, lambda *a: seen.append(os.getpid()))
+    before = signal.signal(signal.SIGUSR1, lambda *a: seen.append(os.getpid()))
     try:
         model = model_of()
         (worker,) = start(model).workers
-        os.kill(worker.pid, signal.SIGINT)
-        assert_the_bits_of_threads(model, window_of())  # Ctrl-C is for the program
-        os.kill(worker.pid, signal.SIGTERM)
-        wait_for(lambda: not alive(worker.pid), "the worker caught SIGTERM")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # for the program, which
+            os.kill(worker.pid, number)  # ends its update first
+        assert_the_bits_of_threads(model, window_of())
+        os.kill(worker.pid, signal.SIGUSR1)
+        wait_for(lambda: not alive(worker.pid), "the worker caught SIGUSR1")
         assert not seen
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGUSR1, before)

@@ -235,7 +235,8 @@ def _leave_the_parent_alone(mine: int) -> None:
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # sent to all: the parent ends its update with us
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
