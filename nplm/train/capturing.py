@@ -187,7 +187,7 @@ class _Captured:
     ) -> Any:  # fmt: skip
         """(the compiled pair for these inputs, the masks that it asks for), compiled now if need
         be; None if it cannot be."""
-        rates = _dropout_rates(self.module)
+        rates = dropout_rates(self.module)
         # Asked anew: a setting (an activation, an eps) may have changed since the last call.
         structure = self.name if self.name == "loss" else repr(self.module)
         key = (structure, recompute, self.module.training, rates, needs, flags.autocast,
@@ -209,7 +209,7 @@ class _Captured:
         return found
 
 
-def _dropout_rates(module: Any) -> tuple[float, ...]:
+def dropout_rates(module: Any) -> tuple[float, ...]:
     """With what probabilities a module drops elements now."""
     return tuple(m.p for m in module.modules() if isinstance(m, Dropout) and m.training)
 
@@ -298,7 +298,7 @@ def accumulate_in_graphs(
     if why := _spoiler(model):
         state.fall_back("off", why)
         return None
-    if any(_dropout_rates(model)):
+    if any(dropout_rates(model)):
         state.fall_back("region", "a graph would drop the same elements again at every replay")
         return None
     if state.graphs is None:

@@ -26,9 +26,9 @@ from nplm.autograd import op, overrides
 from nplm.backend import threads
 from nplm.backend.dtypes import get_default_dtype
 from nplm.models.config import DecoderConfig
-from nplm.nn.layers import Dropout
 from nplm.nn.module import Module
 from nplm.train.buffers import ApartBuffer, Array, forget_buffers, shared_memory
+from nplm.train.capturing import dropout_rates
 
 FIRST = 8  # windows on threads before a fork: whoever trains for less has nothing from it
 PATIENCE = 10.0  # seconds after which workers that never said a word are given up
@@ -50,6 +50,7 @@ class Team:
     def __init__(self) -> None:
         self.windows, self.forks, self.started = 0, 0, 0.0
         self.state: Any = None  # the model's, when it was forked
+        self.drops = False  # whether it draws masks then
         self.weights: list[Array] = []  # by parameter, in shared memory
         self.workers: list[_Worker] = []
         self.waiting: list[_Worker] = []  # those that have not said that they are there
@@ -66,14 +67,15 @@ class Team:
         if state is None or state != self.state:
             self.close()
             if state is not None:
-                self.start(buffer, work, state)
+                self.start(model, buffer, work, state)
             return None
-        return self.divide(model, buffer, work, request) if self.are_there() else None
+        return self.divide(buffer, work, request) if self.are_there() else None
 
     # ---- starting and ending -------------------------------------------------
-    def start(self, buffer: ApartBuffer, work: Work, state: Any) -> None:
+    def start(self, model: Any, buffer: ApartBuffer, work: Work, state: Any) -> None:
         """Fork; the workers are there when `are_there` says so."""
         self.forks, self.state, self.started = self.forks + 1, state, time.monotonic()
+        self.drops = any(dropout_rates(model))
         self.weights = buffer.views(shared_memory(buffer.size, buffer.dtype))
         # A handler of the program's must not run in a fork, nor end this between two steps.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -116,15 +118,14 @@ class Team:
 
     # ---- a window ------------------------------------------------------------
     def divide(
-        self, model: Any, buffer: ApartBuffer, work: Work, request: tuple[Any, ...]
+        self, buffer: ApartBuffer, work: Work, request: tuple[Any, ...]
     ) -> list[Losses] | None:
         """Shard 0 here and the others in the workers, at once.
 
         None, and the random stream is where it was, if one has failed: on threads its error
         comes out in the caller, with its place.
         """
-        drops = any(m.p > 0 and m.training for m in model.modules() if isinstance(m, Dropout))
-        stream = random.default_generator.get_state() if drops else None
+        stream = random.default_generator.get_state() if self.drops else None
         try:
             for weight, p in zip(self.weights, buffer.parameters):
                 weight[...] = p.array

@@ -185,8 +185,7 @@ def accumulate_in_shards(
         return torch_steps.accumulate_on_torch(batches, model, shares, loss_fn)
     n = number_of_shards([len(batch.inputs) for batch in batches])
     buffer = buffer_of(model, parameters, n)
-    shared, modes = masks.SharedMasks(n), _modes()
-    shards = [_Shard(model, loss_fn, buffer, shared, i) for i in range(n)]
+    shared, modes, shards = masks.SharedMasks(n), _modes(), list[_Shard]()
 
     def everywhere(method: str, *args: Any) -> None:
         """Call a method of every shard, with one argument each where lists are given."""
@@ -206,6 +205,8 @@ def accumulate_in_shards(
             work = partial(_in_a_process, model, buffer)
             request = modes, batches, shares
             by_shard = processes.team_of(buffer).accumulate(model, buffer, work, request)
+        if by_shard is None:
+            shards += [_Shard(model, loss_fn, buffer, shared, i) for i in range(n)]
         if large:
             losses = [
                 _with_large_head(batch, share, shards, buffer, everywhere)
