@@ -46,6 +46,7 @@ class Buffer:
         # Not zeroed, so what nobody writes (a frozen parameter's gradient) never becomes memory.
         views = self.views(np.empty(self.size, self.dtype))
         self.sinks: Sequence[Sink] = [Sink(view) for view in views]
+        self.sides: list[Sequence[Sink]] = [self.sinks]  # of each shard, by parameter
         self.gradients = [Tensor(view) for view in views]
 
     def views(self, flat: Array) -> list[Array]:
@@ -59,14 +60,11 @@ class Buffer:
         now = [p.array for p in self.parameters]
         return self.n == n and alike and all(a is b for a, b in zip(now, self.arrays))
 
-    def side(self, shard: int) -> Sequence[Sink]:
-        """The sinks of one shard, in the order of the parameters."""
-        return self.sinks
-
     def empty(self) -> None:
-        """Forget what is in it."""
-        for sink in self.sinks:
-            sink.empty()
+        """Forget what is in any side."""
+        for side in self.sides:
+            for sink in side:
+                sink.empty()
 
     def settle(self) -> None:
         """Add what still waits in any shard; no shard is at work."""
@@ -88,10 +86,6 @@ class SharedBuffer(Buffer):
         self.sinks = shared = [SharedSink(sink.array, n) for sink in self.sinks]
         self.sides = [[ShardSink(sink, i) for sink in shared] for i in range(n)]
 
-    def side(self, shard: int) -> Sequence[Sink]:
-        """The shard's own sinks."""
-        return self.sides[shard]
-
     def empty(self) -> None:
         """Forget what is in any side."""
         for sink, *sides in zip(self.sinks, *self.sides):
@@ -112,17 +106,7 @@ class ApartBuffer(Buffer):
     def __init__(self, parameters: list[Any], n: int) -> None:
         super().__init__(parameters, n)
         others = [self.views(shared_memory(self.size, self.dtype)) for _ in range(1, n)]
-        self.sides = [self.sinks, *([Sink(view) for view in views] for views in others)]
-
-    def side(self, shard: int) -> Sequence[Sink]:
-        """The shard's own sinks."""
-        return self.sides[shard]
-
-    def empty(self) -> None:
-        """Forget what is in any side."""
-        for side in self.sides:
-            for sink in side:
-                sink.empty()
+        self.sides += [[Sink(view) for view in views] for views in others]
 
     def settle(self) -> None:
         """Add every other side to the first; their sinks are empty then."""

@@ -112,7 +112,7 @@ class _Shard:
         shared: masks.SharedMasks, i: int,
     ) -> None:  # fmt: skip
         self.model, self.loss_fn, self.i, self.n = model, loss_fn, i, buffer.n
-        sinks = dict(zip(buffer.parameters, buffer.side(i)))
+        sinks = dict(zip(buffer.parameters, buffer.sides[i]))
         self.by_leaf = {p.node: sink for p, sink in sinks.items() if p.node is not None}
         self.store = SinkStore(sinks)
         self.masks = masks.ShardOfMasks(shared)
